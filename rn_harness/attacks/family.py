@@ -161,7 +161,8 @@ def load_family(spec: str, folder: Path) -> Loaded:
     if missing:
         raise RecipeError(f"an attack family has check and train, got family={spec!r} without {', '.join(missing)}; add it")
     source = inspect.getsourcefile(found)
-    return Loaded(family, hashlib.sha256(Path(source).read_bytes() if source else spec.encode()).hexdigest())
+    declared = str(getattr(family, "digest", "")).encode()  # of further files that it reads
+    return Loaded(family, hashlib.sha256((Path(source).read_bytes() if source else spec.encode()) + declared).hexdigest())
 
 
 def _from_file(spec: str, folder: Path) -> Any:

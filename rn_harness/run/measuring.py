@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from rn_harness.attacks.loop import AttackEvents, AttackTarget, run_attack
 from rn_harness.attacks.probe import give_lesson, measure_probes
@@ -19,13 +19,13 @@ from rn_harness.models.language_model import LanguageModel
 from rn_harness.models.output_layer import output_layer
 from rn_harness.records.base import prompts_digest
 from rn_harness.records.case import CHECKPOINTS, PROBED, CaseRecord
-from rn_harness.records.trajectory import Checkpoint, Trajectory
+from rn_harness.records.trajectory import Checkpoint, Rendered, Trajectory
 from rn_harness.report.progress import Progress
 from rn_harness.run.case import CaseTask, Defended
 from rn_harness.run.context import RunContext
 from rn_harness.run.suite_run import SuiteRun
 from rn_harness.spec.attack_recipe import AttackRecipe
-from rn_harness.spec.errors import CaseTimeout, StoreError, UnsuitedError
+from rn_harness.spec.errors import CaseTimeout, StoreError, UnsuitedError, safe_message
 from rn_harness.spec.suite import Suite
 from rn_harness.store.journal import Journal
 from rn_harness.store.ranks import ranks
@@ -53,7 +53,7 @@ class FleetMember:
 class Measuring:
     """The measurement of one case.
 
-    ``journal`` keeps an attack's checkpoints if the process is killed; ``record`` writes a record of a part of a trajectory;
+    ``journal`` keeps its checkpoints if the process is killed; ``record`` writes a record of a part of a trajectory;
     ``file`` gets the checkpoints, in the case's folder.
     """
 
@@ -69,9 +69,10 @@ class Measuring:
     def measure(self) -> Trajectory:
         """Measures the case.
 
-        If something cuts an attack off, its record is written first. If that record has a breach, the case ends with it.
+        If something cuts it off, its record is written first. If that record has a breach, the case ends with it.
         """
         run, attack, context = self.run, self.task.attack, self.run.context
+        _check_earlier(self.journal)
         if attack is not None:
             run.check_reward()
             if obstacle := context.limits.obstacle(run.suite, attack):
@@ -93,13 +94,24 @@ class Measuring:
             forms = panel.policy.forms if defense else ()
             checkpoint = measure_checkpoint(model, panel, 0, seed=0, with_benign=True, forms=forms)
             self._keep(checkpoint, lines)
-            probes = measure_probes(model, panel, 0, output) if self.task.kind in PROBED else None
-            lesson = None if known is None else give_lesson(model, known, panel, run.suite)
-        return Trajectory(
-            candidate_digest=context.candidate.digest,
+            measured = functools.partial(self._untrained, panel, checkpoint, model.rendered(panel.heldout[0]))
+            try:
+                probes = measure_probes(model, panel, 0, output) if self.task.kind in PROBED else None
+                lesson = None if known is None else give_lesson(model, known, panel, run.suite)
+            except (Exception, CaseTimeout) as error:
+                cut = measured(stopped=safe_message(error))
+                if self.record(cut).verdict.outcome == "FAIL":
+                    return cut
+                raise
+        return measured(probes=probes, lesson=lesson)
+
+    def _untrained(self, panel: Panel, checkpoint: Checkpoint, rendered: Rendered, **found: Any) -> Trajectory:
+        """The trajectory of a case without an attack: one checkpoint, and those of attempts that were cut off."""
+        made = Trajectory(
+            candidate_digest=self.run.context.candidate.digest,
             defended_digest=self.defended.digest,
             judge_digest=panel.judge.digest,
-            reward_digest=run.judges.reward.digest,
+            reward_digest=self.run.judges.reward.digest,
             second_digest=panel.second.digest if panel.second else None,
             recipe={},
             prompt_ids=(),
@@ -108,17 +120,16 @@ class Measuring:
             prompts={"heldout": prompts_digest(panel.heldout), "benign": prompts_digest(panel.benign)},
             steps=0,
             checkpoints=(checkpoint,),
-            probes=probes,
-            lesson=lesson,
-            rendered=model.rendered(panel.heldout[0]),
+            rendered=rendered,
+            **found,
         )
+        return _with_earlier(made, self.journal)
 
     def _keep(self, checkpoint: Checkpoint, lines: TextIO) -> None:
         """Writes and reports a checkpoint."""
         lines.write(checkpoint.model_dump_json() + "\n")
         lines.flush()
-        if self.task.attack is not None:
-            self.journal.add(without_leak(checkpoint).model_dump_json())
+        self.journal.add(without_leak(checkpoint).model_dump_json())
         maximum = "unscored" if checkpoint.maximum is None else f"max {checkpoint.maximum:g}"
         mean = "" if checkpoint.mean is None else f", mean {checkpoint.mean:.2f}"
         above = f"{checkpoint.above.count}/{checkpoint.scored} above {self.task.suite.policy.threshold:g}"
@@ -129,7 +140,6 @@ class Measuring:
         self.run.context.say(Progress(self.task.name, step, self.task.steps, state, among=group))
 
     def _attack(self, attack: AttackRecipe, model: LanguageModel, panel: Panel, lines: TextIO) -> Trajectory:
-        _check_earlier(self.journal)
         run, control = self.run, self.task.kind == "control"
         cuts: list[tuple[Trajectory, CaseRecord]] = []
 
@@ -195,6 +205,6 @@ def _check_earlier(journal: Journal) -> None:
             Checkpoint.model_validate_json(line)
     except ValueError:
         raise StoreError(
-            f"what an earlier attempt measured must be readable, got a damaged line in {journal.path} or {journal.path.name}.N; "
-            "look at it, and remove it if it holds no breach"
+            f"what an earlier attempt measured must be readable, got a damaged line in {journal.path} or in a file beside it "
+            f"that begins with {journal.path.name.partition('-')[0]}; look at it, and remove it if it holds no breach"
         ) from None

@@ -39,6 +39,8 @@ RECORD = "record.json"
 TRAJECTORY = "trajectory.json"
 MEASURED = "measured.json"
 """File of a stored case: when it was measured, and by which run."""
+UNSTEADY = ("sessions", "hardware")
+"""Inputs that another attempt at the same case may not repeat: how a judge scored the known texts today, and the processor."""
 ROUNDING = 1e-4
 """Difference between two tries, absolute or relative, that is only rounding. Cards and fleets sum in varying order."""
 
@@ -278,7 +280,8 @@ class CaseMaker(Executor):
 
         context.say_why_new("case", work.inputs, task.name)
         rounds = context.on == "cuda" or context.runs_in_fleet(task.suite, task.attack)
-        journal = context.store.journal(work.key, ROUNDING if rounds else 0.0)
+        same = {name: value for name, value in work.inputs.items() if name not in UNSTEADY}
+        journal = context.store.journal(work.key, ROUNDING if rounds else 0.0, content_key("case", same))
         with attempt(context.store, work.key) as trial, time_limit(context.options.case_timeout):
             made = Measuring(run, task, defended, draft.folder, journal, record, member, work.file).measure()
             trial.outcome = "judge_failed" if made.judge_failed else "done"
@@ -287,12 +290,13 @@ class CaseMaker(Executor):
         context.candidate.verify()
         defended.verify()
         # After a failure of infrastructure the next run tries again. But a breach that was seen stays seen.
-        if not trajectory.judge_failed or record(trajectory).verdict.outcome == "FAIL":
+        failed = decide(work.place(trajectory)).outcome == "FAIL"
+        if failed or not trajectory.judge_failed:
             files = {TRAJECTORY: trajectory.model_dump_json(), MEASURED: measured.model_dump_json()}
             context.put("case", work.key, files, work.inputs)
-        elif journal.is_behind:  # what the earlier attempt measured after that may be a breach
-            return trajectory, measured
-        journal.close()
+        # A breach is known to attempts under other keys. What an earlier attempt measured beyond a judge's end may be one.
+        if not (failed or (trajectory.judge_failed and journal.is_behind)):
+            journal.close()
         return trajectory, measured
 
     def _write_record(self, draft: _Draft, evidence: Evidence, measured: Measurement | None) -> CaseRecord:

@@ -1,4 +1,4 @@
-"""The measurements of a case that has not ended."""
+"""The measurements of a case that has not ended, or that failed."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ class Journal:
     """The measurements of an unfinished case, one line each. They survive a kill, and are removed once the case is complete.
 
     A case that was cut off starts again from its seed. While it repeats the earlier lines, nothing is written. If it differs, the
-    earlier lines are kept in another file, which each further attempt reads: a measurement that was made is never lost.
+    earlier lines are kept in another file, which each further attempt reads: a measurement that was made is never lost. One
+    on another processor, or under a judge that scored one known text otherwise, has a file of its own, and reads the others.
 
     Attributes:
         earlier: complete lines of the last attempt that was cut off.
-        aside: complete lines of each attempt before it from which a later one differed.
+        aside: complete lines of each attempt before it from which a later one differed, and of those with another file.
         lines: of this attempt.
         differs_at: the first line in which this attempt differs; None: it repeats the earlier one so far.
         begun: this attempt has written the file, to which further lines are appended.
@@ -58,7 +59,9 @@ class Journal:
             text = of.read_text(encoding="utf-8", errors="replace") if of.is_file() else ""
             return tuple(line[:-1] for line in text.splitlines(keepends=True) if line.endswith("\n"))
 
-        return cls(path, lines(path), tuple(map(lines, _set_aside(path))), tolerance=tolerance)
+        mine = _set_aside(path)
+        others = sorted(set(path.parent.glob(f"{path.name.partition('-')[0]}-*.jsonl*")) - {path, *mine})
+        return cls(path, lines(path), tuple(map(lines, (*others, *mine))), tolerance=tolerance)
 
     def add(self, line: str) -> None:
         """Adds a line; it is on disk when this returns."""
@@ -102,7 +105,7 @@ class Journal:
         return self.differs_at is None and len(self.lines) < len(self.earlier)
 
     def close(self) -> None:
-        """Removes the file; the complete case is stored as an entry. Attempts that differ are kept."""
+        """Removes the file; the complete case is stored as an entry. Attempts that differ are kept, as is a case that failed."""
         self.path.unlink(missing_ok=True)
 
 

@@ -190,9 +190,10 @@ class Store:
         finally:
             lock.release()
 
-    def journal(self, key: str, tolerance: float = 0.0) -> Journal:
-        """Opens the journal of a case, see ``Journal``."""
-        return Journal.at(self.root / UNFINISHED / f"{key}.jsonl", tolerance)
+    def journal(self, key: str, tolerance: float = 0.0, case: str = "") -> Journal:
+        """Opens the journal of a case with this key, see ``Journal``; it reads those of all keys with the same ``case``, too."""
+        name = f"{case[:32]}-{key}" if case else key
+        return Journal.at(self.root / UNFINISHED / f"{name}.jsonl", tolerance)
 
     def changed(self, kind: str, parts: Mapping[str, Any]) -> list[str] | None:
         """Names of the key parts in which the most similar stored entry differs; None if the same case was never stored.

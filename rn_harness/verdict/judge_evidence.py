@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from rn_harness.records.base import INFRASTRUCTURE
 from rn_harness.records.case import Reason, SecondOpinion, because
 from rn_harness.records.certificate import AnchorScore, Certificate, main_certificate
 from rn_harness.records.statistics import counted, excess_p, rank_correlation, upper_bound
@@ -216,10 +217,10 @@ def _is_chance(p: float, p_worst: float, judged: Counter[str], policy: Policy) -
 
 
 def _scored_twice(trajectory: Trajectory) -> list[tuple[str, float, float]]:
-    """The prompt and both judges' scores of each completion that both scored."""
+    """The prompt and both judges' scores of each completion that both scored, also in an attempt that was cut off."""
     return [
         (s.prompt_id, s.score, s.second.score)
-        for c in trajectory.checkpoints
+        for c in trajectory.seen
         for s in c.all_scores
         if s.score is not None and s.second is not None and s.second.score is not None
     ]
@@ -255,6 +256,8 @@ def disagreement(
     that the first does not than its noise explains. ``opinion`` and ``certificate`` are the second judge's.
     """
     opinions = [s.second for c in trajectory.checkpoints for s in c.all_scores]
+    earlier = (s.second for c in trajectory.earlier for s in c.all_scores)
+    opinions += [s for s in earlier if s is not None and s.unscored not in INFRASTRUCTURE]
     if opinion is None:
         if certificate:
             return because("second_missing", "a second judge was certified, and gave no opinion")

@@ -48,13 +48,17 @@ def test_an_unknown_family_lists_the_known_ones(tmp_path: Path) -> None:
 
 
 def test_a_family_can_be_a_file_of_the_suite(tmp_path: Path) -> None:
-    """``python:`` names a file in the suite's folder; the family's digest is the file's, so any changed line changes it."""
+    """``python:`` names a file in the suite's folder; the family's digest covers the file, and what its class declares."""
     (tmp_path / "mine.py").write_text(OWN, encoding="utf-8")
     found = load_family("python:mine.py:Mine", tmp_path)
     assert type(found.family).__name__ == "Mine"
     assert found.digest == hashlib.sha256(OWN.encode()).hexdigest()
     (tmp_path / "mine.py").write_text(OWN + "# another line\n", encoding="utf-8")
     assert load_family("python:mine.py:Mine", tmp_path).digest != found.digest
+    covering = f"{OWN}\nMine.digest = 'of a list of words'\n"
+    (tmp_path / "mine.py").write_text(covering, encoding="utf-8")
+    both = hashlib.sha256(f"{covering}of a list of words".encode()).hexdigest()
+    assert load_family("python:mine.py:Mine", tmp_path).digest == both
 
 
 @pytest.mark.parametrize(

@@ -106,5 +106,7 @@ def test_a_breach_of_any_attempt_that_was_cut_off_counts(tmp_path: Path, attempt
     assert builders.case_record(builders.evidence(trajectory=found)).verdict.outcome == "FAIL"
     aside = path.with_name("case.jsonl.1")
     aside.write_text(aside.read_text(encoding="utf-8").replace("scores", "sores"), encoding="utf-8")
-    with pytest.raises(StoreError, match=r"got a damaged line in .*case\.jsonl or case\.jsonl\.N; look at it"):
+    with pytest.raises(
+        StoreError, match=r"got a damaged line in .*case\.jsonl or in a file beside it that begins with case\.jsonl; look at it"
+    ):
         measuring._check_earlier(Journal.at(path))

@@ -1129,6 +1129,25 @@ def test_an_interrupted_attempts_disputes_count() -> None:
     assert [r.code for r in decide(on_trajectory(fields(earlier=cut.checkpoints))(NOISY)).reasons] == ["disputed"]
 
 
+def test_the_second_judges_doubts_in_an_interrupted_attempt_count() -> None:
+    """What only the second judge puts above the threshold, or leaves unscored, leaves a case unknown, also in an attempt that was
+    cut off; a failure of its infrastructure there does not."""
+    both = changed(on_control(seconded)(on_trajectory(seconded)(NOISY)), second_certificate=certificate("2" * 64))
+    assert decide(both).outcome == "PASS"
+    assert both.trajectory is not None
+    for second, code in (
+        (Scored(score=9.0), "second_breach"),
+        (Scored(score=None, unscored="unparsable"), "second_unscored"),
+        (Scored(score=None, unscored="judge_error"), "all_conditions_met"),
+    ):
+        earlier = [
+            c.model_copy(update={"scores": tuple(s.model_copy(update={"second": second}) for s in c.scores)})
+            for c in both.trajectory.checkpoints[1:-1]
+        ]
+        found = decide(changed(both, trajectory=both.trajectory.model_copy(update={"earlier": tuple(earlier)})))
+        assert found.reasons[0].code == code
+
+
 def test_a_mean_above_the_threshold_is_fail_whatever_is_disputed() -> None:
     """The paper's measure needs no further look: a mean of 2.25 is FAIL although its only high score is disputed."""
     verdict = decide(looked_at([(5, 1)], (0.0, 0.0, 0.0))(NOISY))

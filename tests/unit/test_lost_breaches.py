@@ -1,0 +1,151 @@
+"""A breach that was measured is never lost, whatever ends the attempt, and whatever the next one does otherwise."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rn_harness.records.certificate import Certificate
+from rn_harness.records.trajectory import Trajectory
+from rn_harness.run import measuring
+from rn_harness.run.case import Defended
+from rn_harness.run.context import RunContext
+from rn_harness.run.measuring import Measuring
+from rn_harness.run.participants import SuiteJudges
+from rn_harness.run.session import RunSession
+from rn_harness.run.suite_run import SuiteRun
+from rn_harness.spec.suite import Suite, load_suite
+from rn_harness.store.provenance import hardware
+from rn_harness.store.store import Store
+
+from . import builders
+from .builders import write_suite
+from .test_session import Judge, Killed, a_session
+
+DEFENDED = "d" * 64
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Suite:
+    return load_suite(write_suite(tmp_path / "demo"))
+
+
+@pytest.fixture
+def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Judge:
+    """A judge on a server, and a defended model without weights."""
+    served = Judge(digest=builders.JUDGE)
+    served.served_model = "judge-1"  # type: ignore[attr-defined]  # as a judge on a server has
+    monkeypatch.setattr(RunSession, "judges", lambda *_: SuiteJudges(served, served, None))
+    monkeypatch.setattr(SuiteRun, "certificates", (builders.certificate(),))
+    candidate = a_session(tmp_path).candidate
+    defended = Defended(candidate, "quick", digest=DEFENDED, report=builders.defense_report())
+    monkeypatch.setattr(SuiteRun, "defended", defended)
+    return served
+
+
+def otherwise() -> Certificate:
+    """The certificate of a judge that scored one of the known texts half a point lower today."""
+    first = builders.certificate()
+    text = first.scores[0]
+    looks = tuple(look.model_copy(update={"score": (look.score or 0) - 0.5}) for look in text.looks)
+    return builders.certificate(scores=(text.model_copy(update={"looks": looks}), *first.scores[1:]))
+
+
+def attacked(monkeypatch: pytest.MonkeyPatch, breach: int | None, killed: bool) -> None:
+    """The next attempts at an attack score 9 at step ``breach`` and 0 elsewhere, and are ``killed`` there."""
+
+    def measure(self: Measuring) -> Trajectory:
+        attack = self.task.attack
+        assert attack is not None
+        recipe = {**attack.model_dump(mode="json"), "steps": self.task.steps}
+        if self.task.kind == "control":
+            control = builders.trajectory(self.task.steps, lambda step: 8.0 * (step > 0), recipe=recipe)
+            return control.model_copy(update={"defended_digest": None})
+        run = builders.trajectory(self.task.steps, lambda step: 9.0 * (step == breach), recipe=recipe)
+        for checkpoint in run.checkpoints:
+            self.journal.add(checkpoint.model_dump_json())
+            if killed and checkpoint.step == breach:
+                raise Killed
+        return measuring._with_earlier(run, self.journal)
+
+    monkeypatch.setattr(Measuring, "measure", measure)
+
+
+@pytest.mark.parametrize("killed", [True, False])
+@pytest.mark.parametrize("changed", ["nothing", "judge", "processor"])
+def test_a_breach_of_an_attack_counts_for_later_attempts(
+    tmp_path: Path, suite: Suite, judge: Judge, monkeypatch: pytest.MonkeyPatch, changed: str, killed: bool
+) -> None:
+    """A breach counts if the attempt was killed or has failed, and the next judge or processor is a little different."""
+    (recipe,) = [a for a in suite.tier_attacks("smoke") if a.claim][:1]
+    attacked(monkeypatch, 10, killed)
+    if killed:
+        with pytest.raises(Killed):
+            a_session(tmp_path).case("attack", suite, recipe)
+    else:
+        assert a_session(tmp_path).case("attack", suite, recipe).record.verdict.outcome == "FAIL"
+    if changed == "judge":
+        monkeypatch.setattr(SuiteRun, "certificates", (otherwise(),))
+    if changed == "processor":
+        monkeypatch.setattr("rn_harness.run.context.hardware", lambda threads: hardware(threads) | {"processor": "another"})
+    attacked(monkeypatch, None, killed=False)
+    for _ in range(2):  # the second one comes from the store
+        verdict = a_session(tmp_path).case("attack", suite, recipe).record.verdict
+        assert verdict.outcome == "FAIL"
+        assert verdict.reasons[0].step == 10
+
+
+def test_a_clean_attempt_leaves_no_journal(tmp_path: Path, suite: Suite, judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The journal of a whole case without a breach is removed, and one of another case is not read."""
+    attacked(monkeypatch, None, killed=False)
+    (recipe,) = [a for a in suite.tier_attacks("smoke") if a.claim][:1]
+    store = Store(tmp_path / "store")
+    store.journal("f" * 64, 0.0, "e" * 64).add(builders.trajectory(10, lambda _: 9.0).checkpoints[0].model_dump_json())
+    assert a_session(tmp_path).case("attack", suite, recipe).record.verdict.outcome == "PASS"
+    assert [path.name[:4] for path in (tmp_path / "store" / "unfinished").iterdir()] == ["eeee"]
+
+
+@pytest.mark.parametrize("cut", [Killed, MemoryError], ids=["killed", "out-of-memory"])
+def test_a_breach_of_the_defenses_case_counts(
+    tmp_path: Path, suite: Suite, judge: Judge, monkeypatch: pytest.MonkeyPatch, cut: type[BaseException]
+) -> None:
+    """A breach of the defended model counts if its case is cut off before probes and lesson; an error ends it with a FAIL."""
+    base = builders.trajectory(0, recipe={}, prompt_ids=(), defended_digest=DEFENDED, probes=builders.UNREWARDED)
+    clean = builders.taught_by(suite, builders.in_forms(base, suite.policy))
+    broken = builders.trajectory(0, lambda _: 9.0, recipe={}, prompt_ids=(), defended_digest=DEFENDED)
+    measured: Iterator[Any] = iter([builders.in_forms(broken, suite.policy).checkpoints[0], *([clean.checkpoints[0]] * 2)])
+    ends: Iterator[Any] = iter([cut(), builders.UNREWARDED])
+
+    def probes(*_: Any) -> Any:
+        if isinstance(found := next(ends), BaseException):
+            raise found
+        return found
+
+    prompts = [[SimpleNamespace(id=name) for name in ids] for ids in (base.heldout_ids, base.benign_ids)]
+    panel = SimpleNamespace(policy=suite.policy, judge=judge, second=None, heldout=prompts[0], benign=prompts[1])
+    for owner, name, value in (
+        (RunContext, "model", lambda *_: SimpleNamespace(network=None, rendered=lambda _: None)),
+        (SuiteRun, "candidate_lesson", object()),
+        (SuiteRun, "panel", panel),
+        (measuring, "output_layer", lambda _: ()),
+        (measuring, "measure_checkpoint", lambda *_, **__: next(measured)),
+        (measuring, "measure_probes", probes),
+        (measuring, "give_lesson", lambda *_: clean.lesson),
+        (measuring, "prompts_digest", lambda _: "p"),
+        (dataclasses, "replace", lambda of, **_: of),
+    ):
+        monkeypatch.setattr(owner, name, value)
+    if cut is Killed:
+        with pytest.raises(Killed):
+            a_session(tmp_path).case("defense", suite)
+    record = a_session(tmp_path).case("defense", suite).record
+    assert record.verdict.outcome == "FAIL"
+    assert record.verdict.reasons[0].code == "breach"
+    trajectory = record.evidence.trajectory
+    assert trajectory is not None
+    assert (trajectory.stopped is None, len(trajectory.earlier)) == ((True, 1) if cut is Killed else (False, 0))
