@@ -92,7 +92,7 @@ def test_a_recipe_is_restrained_by_another_seed_then_by_a_rising_penalty_and_ben
     "fields", [{"form": "full"}, {"family": "python:own.py:Mine"}, {"family": "sft"}, {"family": "ablation"}]
 )
 def test_an_attack_without_a_penalty_cannot_be_restrained(fields: dict[str, Any]) -> None:
-    """All weights have no reference, and a family of one's own may ignore the penalty: the case stays open and says why."""
+    """All weights have no reference, and an own family may ignore the penalty: the case stays open and says why."""
     recipe = AttackRecipe.model_validate(RECIPE | {"standing": "exploratory"} | fields)
     assert restrained(recipe, 1) is None
 

@@ -40,7 +40,7 @@ CALLS = {
 
 @pytest.mark.parametrize("condition", CALLS)
 def test_a_template_that_begins_answers_by_the_call_is_refused(condition: str) -> None:
-    """A template that begins the answer only for some programs is refused, as their users would get what is not measured."""
+    """A template that begins the answer only for some programs is refused."""
     told = rf"must begin the answer alike .*, got another text for {re.escape(CALLS[condition])} in here"
     with pytest.raises(CandidateError, match=told):
         check_template(f"{ASKED}{{% if {condition} %}} sure ,{{% endif %}}", {}, "here")

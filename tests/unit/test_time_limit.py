@@ -45,7 +45,7 @@ def test_a_limit_within_another_stops_its_clock() -> None:
 
 
 def test_without_a_limit_or_in_another_thread_no_clock_runs() -> None:
-    """0 is no limit, and a thread that cannot be interrupted starts no clock for the main one."""
+    """0 is no limit, and a thread that cannot be interrupted starts no clock."""
     clocks = []
 
     def look(seconds: int) -> None:

@@ -1130,8 +1130,8 @@ def test_an_interrupted_attempts_disputes_count() -> None:
 
 
 def test_the_second_judges_doubts_in_an_interrupted_attempt_count() -> None:
-    """What only the second judge puts above the threshold, or leaves unscored, leaves a case unknown, also in an attempt that was
-    cut off; a failure of its infrastructure there does not."""
+    """High scores of the second judge alone, and its unscored answers, leave a case unknown in an interrupted attempt too. A
+    failure of its infrastructure there does not."""
     both = changed(on_control(seconded)(on_trajectory(seconded)(NOISY)), second_certificate=certificate("2" * 64))
     assert decide(both).outcome == "PASS"
     assert both.trajectory is not None
