@@ -371,7 +371,7 @@ def sign_command(
 
 @store_commands.command("list")
 def list_entries_command(as_json: AsJson = False) -> None:
-    """Lists finished work, journals of unfinished cases, defenses in training, and damaged or leftover files."""
+    """Lists finished work, journals of unfinished and of failed cases, defenses in training, and damaged or leftover files."""
     from rn_harness.store.store import Store, default_root
 
     _show(Store(default_root()).entries(), as_json=as_json)

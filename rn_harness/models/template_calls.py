@@ -33,10 +33,8 @@ _WRITTEN: Mapping[str, Callable[[str], str]] = {
 """Forms of a user's words."""
 _SAID = "\ue010"
 """What stands for a turn's words in a compared text."""
-_CALLS = tuple(("", form, parts) for form in _WRITTEN for parts in (False, True)) + tuple(
-    (role, "", parts) for role in ("developer", "tool") for parts in (False, True)
-)
-"""A role with a turn of its own, the form of the user's words, and whether turns are lists of parts."""
+_CALLS = (*(("", form) for form in _WRITTEN), ("developer", ""), ("tool", ""))
+"""A role with a turn of its own, and the form of the user's words."""
 _SWITCHES = re.compile(rf"{THINK}|{THOUGHT}|/(?:no_?)?think|\{{reasoningeffort:\w+\}}")
 """What templates write, without white space, when a caller turns thinking on or off."""
 
@@ -84,33 +82,38 @@ def _given(template: str, special: Mapping[str, str]) -> Iterator[tuple[str, dic
 def _signed(text: str, turns: Sequence[Mapping[str, Any]]) -> str:
     """A text with a sign for the words of each turn, and without white space and the switches of thinking.
 
-    A template may print words as JSON, and one that knows no parts the whole list.
+    A template may print words as JSON, and one that knows no parts prints them, or their list.
     """
     for turn in turns:
         said = turn["content"]
         words = said if isinstance(said, str) else said[0]["text"]
-        for printed in (str(said), json.dumps(said), json.dumps(said, ensure_ascii=False), json.dumps(words, ensure_ascii=False)):
-            text = text.replace(printed, words)
+        for of in (said, *([] if isinstance(said, str) else said), words):
+            for printed in (str(of), json.dumps(of), json.dumps(of, ensure_ascii=False)):
+                text = text.replace(printed, words)
         text = text.replace(words.strip(), _SAID)
     return _SWITCHES.sub("", "".join(text.split()))
 
 
-def _turns(chat: Turns, role: str, form: str, *, parts: bool) -> list[dict[str, Any]]:
-    """A chat in which the user writes in this form, with a turn of this role, and with lists of parts for texts."""
+def _turns(chat: Turns, role: str, form: str) -> list[dict[str, Any]]:
+    """A chat in which the user writes in this form, with a turn of this role."""
     write = _WRITTEN[form]
     said = [{**turn, "content": write(turn["content"]) if turn["role"] == "user" else turn["content"]} for turn in chat]
     before = [{"role": role, "content": "Zq 7."}] if role else []
-    turns: list[dict[str, Any]] = [*before, *said] if role == "developer" else [*said[:-1], *before, said[-1]]
-    return [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns] if parts else turns
+    return [*before, *said] if role == "developer" else [*said[:-1], *before, said[-1]]
+
+
+def _in_parts(turn: Mapping[str, Any]) -> dict[str, Any]:
+    """A turn whose content is a list with one part."""
+    return {**turn, "content": [{"type": "text", "text": turn["content"]}]}
 
 
 def odd_call(template: str, others: Mapping[str, str], chats: Sequence[Turns], special: Mapping[str, str]) -> str | None:
     """The call of a template at which the answer begins in another way than measured, in words; None: no tried call does that.
 
-    A request may be written in several forms, as a text or as a list of parts, after a developer's or a tool's turn, with tools,
-    documents, or a variable of the template as true or false. After the last request the text has to be the same, and if only
-    the request is another one, all of it: white space and the switches of thinking aside. A call may also be an error, and the
-    template may leave out requests that it cannot read.
+    A request may be written in several forms, after a developer's or a tool's turn, with tools, documents, or a variable of the
+    template as true or false. After the last request the text has to be the same, and if only the request is another one, all of
+    it: white space and the switches of thinking aside. If turns are lists of parts, the text is the same or lacks their words. A
+    call may also be an error.
 
     Args:
         template, special: with its special tokens.
@@ -122,21 +125,28 @@ def odd_call(template: str, others: Mapping[str, str], chats: Sequence[Turns], s
         if plain is None:
             continue
         whole = _signed(plain, chat)
-        end = whole.rpartition(_SAID)[2]
-        for (role, form, parts), (name, text) in itertools.product(_CALLS, {"": template, **others}.items()):
-            turns = _turns(chat, role, form, parts=parts)
+        for (role, form), (name, text) in itertools.product(_CALLS, {"": template, **others}.items()):
             for passed, values in _given(text, special):
-                (found,) = renderings(text, [turns], {**special, **values})
-                if found is None:
-                    continue
-                signed = _signed(found, turns)
-                if not (name or passed or role) and signed.replace(_SAID, "") == whole.replace(_SAID, ""):
-                    continue
-                if (name or passed or role) and (signed.endswith(end) and signed.rpartition(_SAID)[2] in (end, signed)):
+                like = whole if not (name or passed or role) else None
+                turns = _turns(chat, role, form)
+                parts = turns if role == "tool" else list(map(_in_parts, turns))  # programs write tools' parts in various ways
+                called = zip((turns, parts), renderings(text, [turns, parts], {**special, **values}), strict=True)
+                by_text, by_parts = (None if found is None else _signed(found, of) for of, found in called)
+                by_text_alike = by_text is None or _ends_alike(by_text, whole, like)
+                if by_text is None:
+                    by_parts_alike = by_parts is None or _ends_alike(by_parts, whole, like)
+                else:
+                    by_parts_alike = by_parts in (None, by_text, by_text.replace(_SAID, ""))
+                if by_text_alike and by_parts_alike:
                     continue
                 told = (
                     name and f"template {name}", passed, role and f"a turn of role {role}",
-                    form and f"a request with {form}", parts and "lists of parts",
+                    form and f"a request with {form}", by_text_alike and "lists of parts",
                 )  # fmt: skip
                 return ", ".join(str(of) for of in told if of) or "the same call"
     return None
+
+
+def _ends_alike(signed: str, whole: str, like: str | None) -> bool:
+    """True if a text ends as ``whole`` after the last request, and is all of ``like``, if there is one."""
+    return _SAID in signed and signed.rpartition(_SAID)[2] == whole.rpartition(_SAID)[2] and like in (None, signed)
