@@ -11,11 +11,22 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
-from urllib.parse import quote
 
 import typer
 
-from rn_harness.cli.shared import AsJson, RunFolder, find_suite, read_run, say, settings_command, table, tell, usage_errors
+from rn_harness.cli.shared import (
+    AsJson,
+    RunFolder,
+    find_suite,
+    read_run,
+    say,
+    settings_command,
+    suite_from_here,
+    table,
+    tell,
+    usage_errors,
+    write_index,
+)
 
 if TYPE_CHECKING:
     from rn_harness.records.case import CaseRecord
@@ -78,7 +89,7 @@ def compare_command(
     as_json: AsJson = False,
 ) -> None:
     """Lists the changes from one run to another. Exits with 1 if something got worse, or a case is no longer run."""
-    from rn_harness.release.comparison import NOT_RUN, compare_runs, comparison_page, in_short
+    from rn_harness.release.comparison import NOT_RUN, change_lines, compare_runs, comparison_page
     from rn_harness.store.files import write_text
 
     changes = compare_runs(one := read_run(before), other := read_run(after))
@@ -86,7 +97,7 @@ def compare_command(
         if html:
             write_text(html, comparison_page(one, other, changes))
     worse, unrun = (sum(c.kind == kind for c in changes) for kind in ("worse", NOT_RUN))
-    lines = list(in_short(changes))
+    lines = list(change_lines(changes))
     lines.append(f"{len(changes)} changes, {worse} for the worse, {unrun} cases not run" if changes else "nothing changed")
     tell(lines, {"regressions": worse, "not_run": unrun, "changes": [dataclasses.asdict(c) for c in changes]}, as_json)
     raise typer.Exit(1 if any(c.bad for c in changes) else 0)
@@ -103,7 +114,7 @@ def export_config_command(run: RunFolder, as_json: AsJson = False) -> None:
     folders = dict.fromkeys(
         line.nodeid.partition("::")[0].rpartition("/")[0] for line in record.cases if line.domain not in shipped
     )
-    found = {folder: _suite_from_here(folder, run) for folder in folders if folder or not shipped}
+    found = {folder: suite_from_here(folder, run) for folder in folders if folder or not shipped}
     named = [path or folder or "." for folder, path in found.items()] + [f"{SUITES}.{domain}" for domain in shipped]
     command = shlex.join(["pytest", *(["--pyargs"] if shipped else []), *named, *record.options.get("arguments", ())])
     versions = next((r.identity.versions for r in evidence.records.values()), {})
@@ -116,16 +127,6 @@ def export_config_command(run: RunFolder, as_json: AsJson = False) -> None:
     if lost := [folder for folder, path in found.items() if not path]:
         lines.append(f"# not found from here: {', '.join(lost)}; run the command in the folder that pytest called rootdir")
     tell([*lines, command], {"command": command, "same": same}, as_json)
-
-
-def _suite_from_here(folder: str, run: Path) -> str | None:
-    """The path to a suite, which a run names from pytest's root folder: that is sought above here and above the run."""
-    from rn_harness.spec.suite import SUITE_FILE
-
-    here = Path.cwd()
-    places = (root / folder for root in (here, *here.parents, *run.resolve().parents))
-    found = next((place for place in places if (place / SUITE_FILE).is_file()), None)
-    return min(os.path.relpath(found), str(found), key=len) if found else None
 
 
 @commands.command("report")
@@ -144,33 +145,13 @@ def report_command(
         raise typer.BadParameter("a report is of RUN or of --index DIR, got both or neither; pass one of the two")
     with usage_errors():
         if run is None:
-            written = [_write_index(index or Path(), out)]
+            written = [write_index(index or Path(), out)]
         else:
             evidence = read_run(run, complete=True)
             records = list(evidence.records.values())
             written = write_views(out or run, evidence.run, records)
             written += write_inspect_logs(inspect, evidence.run, records) if inspect else []
     tell(map(str, written), list(map(str, written)), as_json)
-
-
-def _write_index(folder: Path, out: Path | None) -> Path:
-    """Writes the page over the runs in a folder; a run that cannot be read is named on it."""
-    from rn_harness.records.run import REPORT
-    from rn_harness.report.pages import render_index
-    from rn_harness.store.files import write_text
-
-    into, runs, unread = out or folder, [], []
-    for found in sorted(path.parent for path in folder.glob("*/run.json") if not path.parent.is_symlink()):
-        report = found / REPORT
-        try:
-            link = quote(os.path.relpath(report, into).replace(os.sep, "/")) if report.is_file() else None
-            runs.append((found.name, read_run(found).run, link))
-        except typer.BadParameter as error:
-            unread.append((found.name, str(error)))
-    if not (runs or unread):
-        raise typer.BadParameter(f"--index must be a folder of runs, got no run.json in a folder of {folder}; see reports/")
-    write_text(index := into / "index.html", render_index(runs, unread))
-    return index
 
 
 MEASURING = ("model", "judge", "reward_judge", "second_judge", "acknowledge")

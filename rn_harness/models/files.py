@@ -45,6 +45,7 @@ class FileHeaders:
         special: special tokens that the template may name.
         pickled: its weights are pickles, whose headers cannot be read without running them.
         ends: tokens that end a turn or a message, in addition to the tokenizer's one end token.
+        others: its further chat templates, by name.
     """
 
     config: dict[str, Any]
@@ -53,6 +54,7 @@ class FileHeaders:
     special: Mapping[str, str] = field(default_factory=dict)
     pickled: bool = False
     ends: tuple[int, ...] = ()
+    others: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

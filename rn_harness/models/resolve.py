@@ -94,8 +94,7 @@ def resolve_candidate(
     quantised = _quantised(quantise, files.config, folder, gguf)
     given = read_template(base, chat_template) if chat_template is not None else None
     where = f"--rn-chat-template {chat_template}" if given is not None else str(folder / (gguf or ""))
-    others = other_templates(folder) if gguf is None else {}
-    template = check_template(files.template if given is None else given, files.special, where, others)
+    template = check_template(files.template if given is None else given, files.special, where, files.others)
     fetched = (*FILES, *(PICKLES if files.pickled else ()), *(CODE if trust_remote_code else ())) if revision else None
     hashes = hash_candidate(folder, gguf, fetched)
     files_digest = _pinned(profile, root_digest(hashes), folder)
@@ -151,7 +150,7 @@ def _read(folder: Path, gguf: str | None, *, fetched: bool, allow_pickle: bool) 
     parameters, pickled = read_weights(folder, allow_pickle=allow_pickle, ignored=(*SKIPPED, "*.gguf") if fetched else ())
     if not fetched:
         check_organism(folder, parameters)
-    return FileHeaders(config, parameters, *own_template(folder), pickled=pickled)
+    return FileHeaders(config, parameters, *own_template(folder), pickled=pickled, others=other_templates(folder))
 
 
 def _quantised(quantise: str | None, config: Mapping[str, Any], folder: Path, gguf: str | None) -> str | None:

@@ -45,7 +45,7 @@ class Change:
         return self.kind == "worse" or (self.kind == NOT_RUN and self.after == NOT_RUN)
 
 
-def in_short(changes: Sequence[Change]) -> Iterator[str]:
+def change_lines(changes: Sequence[Change]) -> Iterator[str]:
     """A line for each change; of more than three steps of a case that changed alike, the first ones and a count."""
     for (what, kind), group in groupby(changes, lambda c: (c.what.partition(_STEP)[0], c.kind)):
         alike = list(group)
