@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from rn_harness.cli import measures, runs, suites
+from rn_harness.cli import measures, runs, store, suites
 from rn_harness.spec.errors import safe_message
 from rn_harness.spec.extras import EXTRAS, missing
 from rn_harness.spec.version import __version__
@@ -37,7 +37,7 @@ app = typer.Typer(
 )
 for group in (runs, suites, measures):
     app.add_typer(group.commands)
-app.add_typer(runs.store_commands, name="store")
+app.add_typer(store.commands, name="store")
 
 
 def main() -> None:

@@ -1,9 +1,8 @@
-"""Commands on finished runs: ``show``, ``compare``, ``export-config``, ``report``, ``verify`` and ``sign``; and ``store``."""
+"""Commands on finished runs: ``show``, ``compare``, ``export-config``, ``report``, ``verify`` and ``sign``."""
 
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import functools
 import os
 import shlex
@@ -11,34 +10,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import quote
 
 import typer
 
-from rn_harness.cli.shared import (
-    AsJson,
-    RunFolder,
-    find_suite,
-    read_run,
-    say,
-    settings_command,
-    suite_from_here,
-    table,
-    tell,
-    usage_errors,
-    write_index,
-)
+from rn_harness.cli.shared import AsJson, RunFolder, find_suite, read_run, say, settings_command, tell, usage_errors
 
 if TYPE_CHECKING:
     from rn_harness.records.case import CaseRecord
     from rn_harness.release.verification import Verification
     from rn_harness.run.replay import ReplayedCase
-    from rn_harness.store.store import Entry
 
-MIB = 2**20
 commands = typer.Typer()
-store_commands = typer.Typer(
-    no_args_is_help=True, help="What RN_HARNESS_CACHE, else the user's cache folder, keeps of finished work."
-)
 
 
 @commands.command("show")
@@ -114,7 +97,7 @@ def export_config_command(run: RunFolder, as_json: AsJson = False) -> None:
     folders = dict.fromkeys(
         line.nodeid.partition("::")[0].rpartition("/")[0] for line in record.cases if line.domain not in shipped
     )
-    found = {folder: suite_from_here(folder, run) for folder in folders if folder or not shipped}
+    found = {folder: _suite_from_here(folder, run) for folder in folders if folder or not shipped}
     named = [path or folder or "." for folder, path in found.items()] + [f"{SUITES}.{domain}" for domain in shipped]
     command = shlex.join(["pytest", *(["--pyargs"] if shipped else []), *named, *record.options.get("arguments", ())])
     versions = next((r.identity.versions for r in evidence.records.values()), {})
@@ -127,6 +110,16 @@ def export_config_command(run: RunFolder, as_json: AsJson = False) -> None:
     if lost := [folder for folder, path in found.items() if not path]:
         lines.append(f"# not found from here: {', '.join(lost)}; run the command in the folder that pytest called rootdir")
     tell([*lines, command], {"command": command, "same": same}, as_json)
+
+
+def _suite_from_here(folder: str, run: Path) -> str | None:
+    """The path to a suite, which a run names from pytest's root folder: that is sought above here and above the run."""
+    from rn_harness.spec.suite import SUITE_FILE
+
+    here = Path.cwd()
+    places = (root / folder for root in (here, *here.parents, *run.resolve().parents))
+    found = next((place for place in places if (place / SUITE_FILE).is_file()), None)
+    return min(os.path.relpath(found), str(found), key=len) if found else None
 
 
 @commands.command("report")
@@ -145,13 +138,33 @@ def report_command(
         raise typer.BadParameter("a report is of RUN or of --index DIR, got both or neither; pass one of the two")
     with usage_errors():
         if run is None:
-            written = [write_index(index or Path(), out)]
+            written = [_write_index(index or Path(), out)]
         else:
             evidence = read_run(run, complete=True)
             records = list(evidence.records.values())
             written = write_views(out or run, evidence.run, records)
             written += write_inspect_logs(inspect, evidence.run, records) if inspect else []
     tell(map(str, written), list(map(str, written)), as_json)
+
+
+def _write_index(folder: Path, out: Path | None) -> Path:
+    """Writes the page over the runs in a folder; a run that cannot be read is named on it."""
+    from rn_harness.records.run import REPORT
+    from rn_harness.report.pages import render_index
+    from rn_harness.store.files import write_text
+
+    into, runs, unread = out or folder, [], []
+    for found in sorted(path.parent for path in folder.glob("*/run.json") if not path.parent.is_symlink()):
+        report = found / REPORT
+        try:
+            link = quote(os.path.relpath(report, into).replace(os.sep, "/")) if report.is_file() else None
+            runs.append((found.name, read_run(found).run, link))
+        except typer.BadParameter as error:
+            unread.append((found.name, str(error)))
+    if not (runs or unread):
+        raise typer.BadParameter(f"--index must be a folder of runs, got no run.json in a folder of {folder}; see reports/")
+    write_text(index := into / "index.html", render_index(runs, unread))
+    return index
 
 
 MEASURING = ("model", "judge", "reward_judge", "second_judge", "acknowledge")
@@ -348,42 +361,3 @@ def sign_command(
     document = {"signed_by": who, "file": str(into), "outcome": evidence.run.outcome, "releasable": evidence.run.releasable}
     can = f"{'a' if evidence.run.releasable else 'no'} release can rest on it"
     tell([f"signed by {who}: {into} ({evidence.run.outcome}, {can})"], document, as_json)
-
-
-@store_commands.command("list")
-def list_entries_command(as_json: AsJson = False) -> None:
-    """Lists finished work, journals of unfinished and of failed cases, defenses in training, and damaged or leftover files."""
-    from rn_harness.store.store import Store, default_root
-
-    _show(Store(default_root()).entries(), as_json=as_json)
-
-
-@store_commands.command("prune")
-def prune_command(
-    unused_days: Annotated[float, typer.Option(min=0.0, help="remove what was not used for so many days; 0: all")] = 30.0,
-    as_json: AsJson = False,
-) -> None:
-    """Removes entries that were not used for long, and lists them; a run that uses one now ends without a verdict."""
-    from rn_harness.store.store import Store, default_root
-
-    with usage_errors():
-        removed = Store(default_root()).prune(unused_days)
-    _show(removed, as_json=as_json)
-
-
-def _show(entries: Sequence[Entry], *, as_json: bool) -> None:
-    from rn_harness.store.store import default_root
-    from rn_harness.training.snapshots import PARTIAL
-
-    rows, shown = [], []
-    for entry in entries:
-        used = datetime.datetime.fromtimestamp(entry.used, datetime.UTC).isoformat(timespec="seconds")
-        rows.append({"kind": entry.kind, "name": entry.name, "bytes": entry.size, "used": used, "whole": entry.whole})
-        remark = ""
-        if not entry.whole:
-            remark = "not an entry: left by damage, or by a run that was cut off"
-        elif entry.kind == PARTIAL:
-            remark = "a defense's training that is under way or was cut off: the same command goes on from it"
-        shown.append({"kind": entry.kind, "name": entry.name[:24], "bytes": entry.size, "used": used, "remark": remark})
-    total = f"{len(entries)} in {default_root()}, {sum(e.size for e in entries) / MIB:.1f} MiB"
-    tell([*table(shown), total], {"root": str(default_root()), "entries": rows}, as_json)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
-from urllib.parse import quote
 
 import typer
 
@@ -96,16 +94,6 @@ def find_suite(named: str) -> Path:
     return next((place for place in places if place.is_dir()), Path(named))
 
 
-def suite_from_here(folder: str, run: Path) -> str | None:
-    """The path to a suite, which a run names from pytest's root folder: that is sought above here and above the run."""
-    from rn_harness.spec.suite import SUITE_FILE
-
-    here = Path.cwd()
-    places = (root / folder for root in (here, *here.parents, *run.resolve().parents))
-    found = next((place for place in places if (place / SUITE_FILE).is_file()), None)
-    return min(os.path.relpath(found), str(found), key=len) if found else None
-
-
 def table(rows: Sequence[Mapping[str, object]]) -> list[str]:
     """Rows as columns, below the names of their values."""
     from rn_harness.report.terminal import columns
@@ -149,23 +137,3 @@ def read_run(folder: Path, *, complete: bool = False) -> RunEvidence:
             f"{folder}: each case of run.json has a record, got none of {', '.join(lost)}: {why}; copy the whole folder"
         )
     return evidence
-
-
-def write_index(folder: Path, out: Path | None) -> Path:
-    """Writes the page over the runs in a folder; a run that cannot be read is named on it."""
-    from rn_harness.records.run import REPORT
-    from rn_harness.report.pages import render_index
-    from rn_harness.store.files import write_text
-
-    into, runs, unread = out or folder, [], []
-    for found in sorted(path.parent for path in folder.glob("*/run.json") if not path.parent.is_symlink()):
-        report = found / REPORT
-        try:
-            link = quote(os.path.relpath(report, into).replace(os.sep, "/")) if report.is_file() else None
-            runs.append((found.name, read_run(found).run, link))
-        except typer.BadParameter as error:
-            unread.append((found.name, str(error)))
-    if not (runs or unread):
-        raise typer.BadParameter(f"--index must be a folder of runs, got no run.json in a folder of {folder}; see reports/")
-    write_text(index := into / "index.html", render_index(runs, unread))
-    return index

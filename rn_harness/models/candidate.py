@@ -135,7 +135,7 @@ class Candidate(Loading):
             return max(map(len, texts)) // CHARACTERS_A_TOKEN + TEMPLATE_TOKENS
         from tokenizers import Tokenizer
 
-        own, special = own_template(self.folder)
+        own, special, _ = own_template(self.folder)
         rendered = [render_turn(self.chat_template or own or "", special, text) for text in texts]
         try:
             encoded = Tokenizer.from_file(str(path)).encode_batch(rendered, add_special_tokens=False)

@@ -43,18 +43,18 @@ class FileHeaders:
         parameters: how many numbers its weights hold; None: not known.
         template: its chat template; None: it has none.
         special: special tokens that the template may name.
+        others: its further chat templates, by name.
         pickled: its weights are pickles, whose headers cannot be read without running them.
         ends: tokens that end a turn or a message, in addition to the tokenizer's one end token.
-        others: its further chat templates, by name.
     """
 
     config: dict[str, Any]
     parameters: int | None
     template: str | None
     special: Mapping[str, str] = field(default_factory=dict)
+    others: Mapping[str, str] = field(default_factory=dict)
     pickled: bool = False
     ends: tuple[int, ...] = ()
-    others: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

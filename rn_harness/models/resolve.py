@@ -24,7 +24,6 @@ from rn_harness.models.files import (
 from rn_harness.models.hub import CODE, FILES, PICKLES, SKIPPED, HubError, locate
 from rn_harness.models.identity import differing_parts, root_digest, text_digest, weights_digest
 from rn_harness.models.knowledge import check_organism
-from rn_harness.models.template_calls import other_templates
 from rn_harness.models.templates import check_template, own_template, read_template
 from rn_harness.spec.errors import CandidateError
 from rn_harness.spec.extras import require
@@ -150,7 +149,7 @@ def _read(folder: Path, gguf: str | None, *, fetched: bool, allow_pickle: bool) 
     parameters, pickled = read_weights(folder, allow_pickle=allow_pickle, ignored=(*SKIPPED, "*.gguf") if fetched else ())
     if not fetched:
         check_organism(folder, parameters)
-    return FileHeaders(config, parameters, *own_template(folder), pickled=pickled, others=other_templates(folder))
+    return FileHeaders(config, parameters, *own_template(folder), pickled=pickled)
 
 
 def _quantised(quantise: str | None, config: Mapping[str, Any], folder: Path, gguf: str | None) -> str | None:

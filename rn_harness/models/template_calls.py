@@ -6,7 +6,6 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rn_harness.models.completion import THINK, THOUGHT
@@ -37,17 +36,6 @@ _CALLS = (*(("", form) for form in _WRITTEN), ("developer", ""), ("tool", ""))
 """A role with a turn of its own, and the form of the user's words."""
 _SWITCHES = re.compile(rf"{THINK}|{THOUGHT}|/(?:no_?)?think|\{{reasoningeffort:\w+\}}")
 """What templates write, without white space, when a caller turns thinking on or off."""
-
-
-def other_templates(folder: Path) -> dict[str, str]:
-    """The templates of a model's folder besides the default one, by name; programs take one for tools, for example."""
-    named = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("additional_chat_templates/*.jinja")}
-    file = folder / "tokenizer_config.json"
-    listed = json.loads(file.read_text(encoding="utf-8")).get("chat_template") if file.is_file() else None
-    for of in listed if isinstance(listed, list) else ():
-        if isinstance(of, dict) and of.get("name") != "default":
-            named[str(of.get("name"))] = str(of.get("template"))
-    return named
 
 
 def _variables(template: str, special: Mapping[str, str]) -> set[str]:
@@ -120,16 +108,18 @@ def odd_call(template: str, others: Mapping[str, str], chats: Sequence[Turns], s
         others: further templates of the model, by name, of which a program may take one.
         chats: of any number of turns.
     """
+    named = {"": template, **others}
+    given = {name: list(_given(text, special)) for name, text in named.items()}
     for chat in chats:
         (plain,) = renderings(template, [chat], special)
         if plain is None:
             continue
         whole = _signed(plain, chat)
-        for (role, form), (name, text) in itertools.product(_CALLS, {"": template, **others}.items()):
-            for passed, values in _given(text, special):
+        for (role, form), (name, text) in itertools.product(_CALLS, named.items()):
+            turns = _turns(chat, role, form)
+            parts = turns if role == "tool" else list(map(_in_parts, turns))  # programs write tools' parts in various ways
+            for passed, values in given[name]:
                 like = whole if not (name or passed or role) else None
-                turns = _turns(chat, role, form)
-                parts = turns if role == "tool" else list(map(_in_parts, turns))  # programs write tools' parts in various ways
                 called = zip((turns, parts), renderings(text, [turns, parts], {**special, **values}), strict=True)
                 by_text, by_parts = (None if found is None else _signed(found, of) for of, found in called)
                 by_text_alike = by_text is None or _ends_alike(by_text, whole, like)

@@ -21,23 +21,30 @@ _SAID = {"user": "\ue010", "assistant": "\ue011", "system": "\ue012"}
 """What stands for each role's words in a compared text."""
 
 
-def own_template(folder: Path) -> tuple[str | None, dict[str, str]]:
-    """A folder's chat template, and the special tokens that a template may name."""
+def own_template(folder: Path) -> tuple[str | None, dict[str, str], dict[str, str]]:
+    """A folder's chat template, the special tokens that a template may name, and further templates by name.
+
+    Programs take a further template for tools, for example.
+    """
     path = folder / "tokenizer_config.json"
     try:
         declared = json.loads(path.read_text(encoding="utf-8"))
-        separate = folder / "chat_template.jinja"
-        template = separate.read_text(encoding="utf-8") if separate.is_file() else declared.get("chat_template")
+        template, separate = declared.get("chat_template"), folder / "chat_template.jinja"
+        named = {file.stem: file.read_text(encoding="utf-8") for file in folder.glob("additional_chat_templates/*.jinja")}
+        if isinstance(template, list):  # several by name, of which the default one is used
+            texts = (t for t in template if isinstance(t, dict) and isinstance(t.get("template"), str))
+            named |= {str(t.get("name")): t["template"] for t in texts}
+            template = named.pop("default", None)
+        if separate.is_file():
+            template = separate.read_text(encoding="utf-8")
     except (OSError, ValueError, AttributeError) as error:
         raise CandidateError(
             f"a model folder must hold a readable tokenizer_config.json, got {type(error).__name__} for {path}; "
             "save the tokenizer with save_pretrained"
         ) from None
-    if isinstance(template, list):  # several by name, of which the default one is used
-        template = next((t.get("template") for t in template if isinstance(t, dict) and t.get("name") == "default"), None)
     tokens = {key: token.get("content") if isinstance(token, dict) else token for key, token in declared.items()}
     special = {key: token for key, token in tokens.items() if key.endswith("_token") and isinstance(token, str)}
-    return template if isinstance(template, str) and template.strip() else None, special
+    return template if isinstance(template, str) and template.strip() else None, special, named
 
 
 def read_template(base: Path, file: str) -> str:

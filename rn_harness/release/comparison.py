@@ -14,13 +14,12 @@ from rn_harness.records.statistics import MeanInterval, mean_interval
 from rn_harness.records.trajectory import Checkpoint, Trajectory
 from rn_harness.release.integrity import RunEvidence
 from rn_harness.report.pages import ComparedSide, render_comparison
+from rn_harness.report.terminal import SHOWN
 
 _STEP = ": step "
 _RANK = {"FAIL": 0, None: 1, "INCONCLUSIVE": 1, "PASS": 2}
 NOT_RUN = "not run"
 COMPARED_OPTIONS = ("defense", "tier", "level", "overrides")
-STEPS_SHOWN = 3
-"""Steps of a case with changes of one kind that are listed; the others are counted."""
 Kind = Literal["changed", "worse", "not run"]
 
 
@@ -46,11 +45,11 @@ class Change:
 
 
 def change_lines(changes: Sequence[Change]) -> Iterator[str]:
-    """A line for each change; of more than three steps of a case that changed alike, the first ones and a count."""
+    """A line for each change; of many steps of a case that changed alike, the first ones and a count."""
     for (what, kind), group in groupby(changes, lambda c: (c.what.partition(_STEP)[0], c.kind)):
         alike = list(group)
-        yield from (f"{kind:7} {c.what}: {c.before} -> {c.after}" for c in alike[:STEPS_SHOWN])
-        if more := alike[STEPS_SHOWN:]:
+        yield from (f"{kind:7} {c.what}: {c.before} -> {c.after}" for c in alike[:SHOWN])
+        if more := alike[SHOWN:]:
             last = more[-1]
             yield f"{kind:7} {what}: {len(more)} further steps, to step {last.what.partition(_STEP)[2]}: {last.after}"
 

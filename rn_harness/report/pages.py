@@ -26,6 +26,7 @@ from rn_harness.records.statistics import MeanInterval
 from rn_harness.records.trajectory import UNDER, Trajectory
 from rn_harness.report.figures import BUDGETS, budget_svg, convergence_svg, heat_svg, plot_svg, stored_svg, trajectory_svg
 from rn_harness.report.terminal import (
+    SHOWN,
     broken_lines,
     result_text,
     resumed_text,
@@ -194,6 +195,7 @@ def _render(template: str, run: RunRecord, **values: Any) -> str:
     """A template, filled with the run, the terminal's sentences and these values."""
     sentences = {
         "icons": ICONS,
+        "shown": SHOWN,
         "broken": list(broken_lines(run)),
         "tally": list(tally_lines(run)),
         "standing_text": standing_text,

@@ -26,7 +26,8 @@ CONTROLS = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 HEADS = ("case", "result", "highest score", "remarks")
 LEGEND = "highest score: one bar a checkpoint, \u2581 below 1.25 to \u2588 from 8.75 of 10; ? where nothing was scored"
 SHOWN = 3
-"""Largest number of reasons of a case, and of attacks not run, that are listed; the others are counted."""
+"""Largest number of reasons of a case, of its steps that changed alike, and of attacks not run, that are listed; the others are
+counted."""
 _BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 
 

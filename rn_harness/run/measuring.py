@@ -95,15 +95,18 @@ class Measuring:
             checkpoint = measure_checkpoint(model, panel, 0, seed=0, with_benign=True, forms=forms)
             self._keep(checkpoint, lines)
             measured = functools.partial(self._untrained, panel, checkpoint, model.rendered(panel.heldout[0]))
+            found: dict[str, Any] = {}
             try:
-                probes = measure_probes(model, panel, 0, output) if self.task.kind in PROBED else None
-                lesson = None if known is None else give_lesson(model, known, panel, run.suite)
+                if self.task.kind in PROBED:
+                    found["probes"] = measure_probes(model, panel, 0, output)
+                if known is not None:
+                    found["lesson"] = give_lesson(model, known, panel, run.suite)
             except (Exception, CaseTimeout) as error:
-                cut = measured(stopped=safe_message(error))
+                cut = measured(**found, stopped=safe_message(error))
                 if self.record(cut).verdict.outcome == "FAIL":
                     return cut
                 raise
-        return measured(probes=probes, lesson=lesson)
+        return measured(**found)
 
     def _untrained(self, panel: Panel, checkpoint: Checkpoint, rendered: Rendered, **found: Any) -> Trajectory:
         """The trajectory of a case without an attack: one checkpoint, and those of attempts that were cut off."""

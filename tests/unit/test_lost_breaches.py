@@ -110,21 +110,35 @@ def test_a_clean_attempt_leaves_no_journal(tmp_path: Path, suite: Suite, judge: 
     assert [path.name[:4] for path in (tmp_path / "store" / "unfinished").iterdir()] == ["eeee"]
 
 
-@pytest.mark.parametrize("cut", [Killed, MemoryError], ids=["killed", "out-of-memory"])
+REWARDED = builders.UNREWARDED.model_copy(update={"plain": builders.NOTHING.model_copy(update={"mean": 8.0, "maximum": 9.0})})
+
+
+@pytest.mark.parametrize(
+    ("cut", "code"),
+    [(Killed, "breach"), (MemoryError, "breach"), (REWARDED, "probe")],
+    ids=["killed", "out-of-memory", "out-of-memory-after-the-probes"],
+)
 def test_a_breach_of_the_defenses_case_counts(
-    tmp_path: Path, suite: Suite, judge: Judge, monkeypatch: pytest.MonkeyPatch, cut: type[BaseException]
+    tmp_path: Path, suite: Suite, judge: Judge, monkeypatch: pytest.MonkeyPatch, cut: Any, code: str
 ) -> None:
-    """A breach of the defended model counts if its case is cut off before probes and lesson; an error ends it with a FAIL."""
+    """A breach of the defended model counts if its case is cut off before probes and lesson; an error ends it with a FAIL, which
+    has the probes if they were measured."""
     base = builders.trajectory(0, recipe={}, prompt_ids=(), defended_digest=DEFENDED, probes=builders.UNREWARDED)
     clean = builders.taught_by(suite, builders.in_forms(base, suite.policy))
     broken = builders.trajectory(0, lambda _: 9.0, recipe={}, prompt_ids=(), defended_digest=DEFENDED)
-    measured: Iterator[Any] = iter([builders.in_forms(broken, suite.policy).checkpoints[0], *([clean.checkpoints[0]] * 2)])
-    ends: Iterator[Any] = iter([cut(), builders.UNREWARDED])
+    first = clean if cut is REWARDED else builders.in_forms(broken, suite.policy)
+    measured: Iterator[Any] = iter([first.checkpoints[0], clean.checkpoints[0]])
+    ends: Iterator[Any] = iter([cut if cut is REWARDED else cut(), builders.UNREWARDED])
 
     def probes(*_: Any) -> Any:
         if isinstance(found := next(ends), BaseException):
             raise found
         return found
+
+    def lesson(*_: Any) -> Any:
+        if cut is REWARDED:
+            raise MemoryError
+        return clean.lesson
 
     prompts = [[SimpleNamespace(id=name) for name in ids] for ids in (base.heldout_ids, base.benign_ids)]
     panel = SimpleNamespace(policy=suite.policy, judge=judge, second=None, heldout=prompts[0], benign=prompts[1])
@@ -135,7 +149,7 @@ def test_a_breach_of_the_defenses_case_counts(
         (measuring, "output_layer", lambda _: ()),
         (measuring, "measure_checkpoint", lambda *_, **__: next(measured)),
         (measuring, "measure_probes", probes),
-        (measuring, "give_lesson", lambda *_: clean.lesson),
+        (measuring, "give_lesson", lesson),
         (measuring, "prompts_digest", lambda _: "p"),
         (dataclasses, "replace", lambda of, **_: of),
     ):
@@ -145,7 +159,7 @@ def test_a_breach_of_the_defenses_case_counts(
             a_session(tmp_path).case("defense", suite)
     record = a_session(tmp_path).case("defense", suite).record
     assert record.verdict.outcome == "FAIL"
-    assert record.verdict.reasons[0].code == "breach"
+    assert record.verdict.reasons[0].code == code
     trajectory = record.evidence.trajectory
     assert trajectory is not None
     assert (trajectory.stopped is None, len(trajectory.earlier)) == ((True, 1) if cut is Killed else (False, 0))
