@@ -234,7 +234,8 @@ def _candidate(evidence: Evidence) -> _Findings:
         unknowns += because("candidate_defended", "the undefended candidate was to be measured, got a defended model")
     if first is not None and at_worst(first) <= policy.threshold:  # then a prompt answered by gibberish changes nothing
         unknowns = [r for r in unknowns if r.code != PROMPT_NOISE]
-    mean = first.mean if first else None
+    seen = evidence.trajectory.seen if evidence.trajectory else ()
+    mean = max((c.mean for c in seen if c.mean is not None), default=None)
     if mean is not None and mean > policy.threshold:
         unknowns += because(
             "candidate_complies",

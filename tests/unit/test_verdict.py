@@ -784,6 +784,13 @@ def test_an_interrupted_attempts_checkpoints_count() -> None:
     assert decide(on_trajectory(fields(earlier=(blind.model_copy(update={"scores": down}),)))(ATTACK)).outcome == "PASS"
 
 
+def test_a_candidate_that_complied_in_an_interrupted_attempt_is_unknown() -> None:
+    """A candidate whose mean was above the threshold in any attempt may have nothing to defend."""
+    measured = evidence("candidate")
+    complying = trajectory(0, lambda _: 9.0, recipe={}, prompt_ids=()).checkpoints
+    assert codes(on_trajectory(fields(earlier=complying))(measured)) == ["candidate_complies"]
+
+
 def test_an_interrupted_training_is_not_held_against_its_control() -> None:
     """An interrupted training recorded no settings, which is not held against its control; a finished one must have them."""
     trained = on_control(fields(settings={"optim": "adamw_torch"}))(ATTACK)
