@@ -34,6 +34,9 @@ MAIN = ("__main__", "__mp_main__")
 """Names of the module that started Python; the second is an alias that multiprocessing adds."""
 OURS = Path(__file__).resolve().parents[1]
 CHECKS = ("rn_harness", "rn_harness.plugin.checks")
+OF_DISTRIBUTIONS = frozenset({"43d81125d92376b1a69d53a71126a041cc9a18d8080e92dea0a2ae23be138b1e"})
+"""Digests of files that belong to a system's own Python and lie outside its standard library: the ``sitecustomize.py`` of Debian
+and Ubuntu, in ``/etc``. It only imports the system's crash reporter if there is one, whose file is then found like any other."""
 
 
 def loaded_code(config: pytest.Config, suites: Collection[Path]) -> tuple[LoadedCode, ...]:
@@ -43,6 +46,8 @@ def loaded_code(config: pytest.Config, suites: Collection[Path]) -> tuple[Loaded
     """
     found = set(_of_plugins(config))
     for file in _local_modules():
+        if _digest(file) in OF_DISTRIBUTIONS:
+            continue
         if file.parent not in suites or file.name == CONFTEST:
             found.add(_local(config, file))
         elif not inherits_only(file.read_bytes()):

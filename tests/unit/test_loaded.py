@@ -118,6 +118,24 @@ def test_a_link_among_installed_modules_is_followed(tmp_path: Path, monkeypatch:
     assert set(_new(a_config(tmp_path))) == {"own/linked.py"}
 
 
+OF_DEBIAN = """\
+# install the apport exception handler if available
+try:
+    import apport_python_hook
+except ImportError:
+    pass
+else:
+    apport_python_hook.install()
+"""
+
+
+@pytest.mark.parametrize("added", ["", "print()\n"])
+def test_a_systems_own_startup_file_is_known_by_its_digest(added: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The startup file that Debian's Python brings is no code of others, and an edited one is."""
+    _module(tmp_path, "sitecustomize", OF_DEBIAN + added, monkeypatch)
+    assert set(_new(a_config(tmp_path))) == ({"sitecustomize.py"} if added else set())
+
+
 def test_hooks_made_from_text_are_found(tmp_path: Path) -> None:
     """A plugin without a file is identified by its code: other code has another digest."""
     found = []
