@@ -297,6 +297,8 @@ def _verification_lines(found: Verification) -> Iterator[str]:
         yield from (f"{found.run.outcome}: {found.run.claim}", *broken_lines(found.run))
         broken = broken_in_short(found.run)
         besides += f", {broken}" if broken else ""
+    if found.evidence is None:
+        yield "not examined: weights, suites and policy, because the run's files or its signature do not hold"
     if found.refusals:
         yield f"not verified: {len(found.refusals)} refusal{'s' if len(found.refusals) > 1 else ''}{besides}"
     else:

@@ -65,7 +65,7 @@ def _record(run: FinishedRun) -> Path:
 
 
 def _trajectory(run: FinishedRun) -> Any:
-    """The attack's checkpoints as the run's files tell them; None if they cannot be read."""
+    """The attack's checkpoints from the run's files; None if these cannot be read."""
     try:
         return json.loads(_record(run).read_text(encoding="utf-8"))["evidence"]["trajectory"]["checkpoints"]
     except (ValueError, LookupError, TypeError):

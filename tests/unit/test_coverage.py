@@ -336,7 +336,7 @@ def test_a_prefilled_answer_is_a_start_by_force_and_no_other_wording(suite: Suit
 
 
 def test_hardening_is_told_of_the_first_recipe_that_has_it() -> None:
-    """The sentence is empty without hardening, and one that cannot be read is told of."""
+    """Without hardening there is no sentence. Hardening that cannot be read is reported."""
     plain = attack_record()
     assert simulated_in([]) == simulated_in([plain]) == simulated_in([case_record(evidence("candidate"))]) == ""
     attackers = [{"optimizer": "sgd", "form": "full", "learning_rate": [0.01, 1.0]}]

@@ -36,7 +36,7 @@ from rn_harness.store.provenance import now
 from rn_harness.store.store import Store
 from rn_harness.verdict.decide import decide
 
-from .builders import BENIGN, JUDGE, RUN_ID, certificate, prompt_row, write_prompts
+from .builders import BENIGN, JUDGE, RUN_ID, certificate, prompt_row, restrained_attack, write_prompts
 from .finished_run import CANDIDATE, _news, _nodeid, read_and_decided_once, write_release_suite
 
 ATTACK = "attack-grpo-p2-lr5e-4-s0"
@@ -365,6 +365,20 @@ def test_different_measurements_of_a_case_are_refused(scene: Scene) -> None:
     run, silent = scene.join()
     assert (run.outcome, list(silent)) == ("INCONCLUSIVE", [ATTACK])
     assert "in parts/again and, with other numbers, in parts/attack" in silent[ATTACK]
+
+
+@pytest.mark.parametrize("odd", [False, True])
+def test_different_measurements_of_a_restrained_attack_are_refused(odd: bool, scene: Scene) -> None:
+    """Two parts of a case that differ only in a restrained attack leave it without a verdict; two equal ones do not."""
+    scene.part("again", ATTACK)
+    for name, score in (("attack", 0.0), ("again", 1.0 if odd else 0.0)):
+        evidence = CaseRecord.model_validate_json(scene.record(name).read_text(encoding="utf-8")).evidence
+        assert evidence.trajectory
+        assert evidence.control
+        of = restrained_attack(1, evidence.trajectory, evidence.control, lambda run: run).model_dump(mode="json")
+        of["attack"]["checkpoints"][3]["scores"][0]["score"] = score
+        scene.rewrite(name, _set("evidence.restrained", [of]))
+    assert ("with other numbers" in scene.refusal()) is odd
 
 
 @pytest.mark.parametrize("name", ["again", "zagain"])

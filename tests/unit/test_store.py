@@ -570,7 +570,7 @@ def test_changed_parts_are_named(tmp_path: Path) -> None:
 
 
 def test_a_miss_reads_the_manifests_of_the_same_case_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cost of naming what changed does not grow with entries of other cases, and pruned entries are not read."""
+    """Finding what changed takes no longer if other cases have entries, and reads no pruned entries."""
     store, parts = Store(tmp_path), {"case": "attack", "candidate": "c1"}
     for case in ("attack", *(f"other-{i}" for i in range(5))):
         store.put("case", content_key("case", parts | {"case": case}), two_files, parts | {"case": case})

@@ -45,7 +45,7 @@ def test_a_limit_within_another_stops_its_clock() -> None:
 
 
 def test_without_a_limit_or_in_another_thread_no_clock_runs() -> None:
-    """0 is no limit, and a thread that cannot be interrupted starts no clock."""
+    """A limit of 0 means that there is none. No clock starts in a thread that cannot be interrupted."""
     clocks = []
 
     def look(seconds: int) -> None:

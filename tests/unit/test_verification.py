@@ -480,8 +480,10 @@ def test_sign_and_verify_from_the_command_line(made: FinishedRun, tmp_path: Path
     assert [line.partition("]")[0] for line in unnamed.output.splitlines() if "refused" in line] == ["refused [weights_differ"]
     plain = CliRunner().invoke(app, ["verify", run, "--weights", weights])
     assert plain.exit_code == 0, plain.output
+    assert "not examined" not in unnamed.output + plain.output
     assert "verified (not signed: this shows that nothing was changed by accident, not who made it)" in plain.output
     needs = ["verify", run, "--weights", weights, "--key", str(public), "--json"]
+    assert "not examined: weights, suites and policy" in CliRunner().invoke(app, needs[:-1]).output
     told = CliRunner().invoke(app, needs)
     assert told.exit_code == 1
     assert [r["code"] for r in json.loads(told.output)["refusals"]] == ["signature"]

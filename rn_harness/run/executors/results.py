@@ -8,6 +8,8 @@ record is an error of its case: no verdict, and never a pass.
 from __future__ import annotations
 
 import functools
+import itertools
+import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -147,7 +149,7 @@ class Results(ReceivedCases):
         if broken is not None:
             return broken
         whole = [f for f in found if (run := f.record.evidence.trajectory) and not (run.judge_failed or run.stopped)] or found
-        odd = next((f for f in whole[1:] if _comparable(f) != _comparable(whole[0])), None)
+        odd = next((f for f in whole[1:] if any(map(operator.ne, _comparable(f), _comparable(whole[0])))), None)
         if odd is not None:
             raise ExecutorError(
                 f"each case is measured once, got {domain} {case_id} in {whole[0].part.name} and, with other numbers, in "
@@ -238,9 +240,14 @@ def _of_domain(options: Mapping[str, Any], domain: str) -> dict[str, Any]:
     }
 
 
-def _comparable(found: PartRecord) -> Trajectory | None:
-    run = found.record.evidence.trajectory
-    return run and run.model_copy(update={"checkpoints": tuple(map(without_leak, run.checkpoints))})
+def _comparable(found: PartRecord) -> list[Trajectory | None]:
+    """The case's own trajectory, and those of restrained attacks in their order, of which one part may have more than another."""
+    evidence = found.record.evidence
+    restrained = itertools.chain.from_iterable((of.control, of.attack) for of in evidence.restrained)
+    return [
+        run and run.model_copy(update={"checkpoints": tuple(map(without_leak, run.checkpoints))})
+        for run in (evidence.trajectory, *restrained)
+    ]
 
 
 def _read_checkpoints(path: Path, name: str, part: RunPart) -> list[Checkpoint]:
