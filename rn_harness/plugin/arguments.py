@@ -6,6 +6,7 @@ import difflib
 import importlib.util
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rn_harness.spec.extras import missing
@@ -94,10 +95,14 @@ def clashes(config: pytest.Config, *, shared: bool) -> list[str]:
         reruns_by_file = config.getini("reruns")
     except ValueError:  # no plugin declares it
         reruns_by_file = None
+    report = config.getoption("xmlpath", None)
+    kept = bool(report and options.run) and Path(report).expanduser().resolve().is_relative_to(options.path(options.run).resolve())
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION") or "no"
     found = {
         f"attacks train in the model's own numbers, got ACCELERATE_MIXED_PRECISION={precision}; unset it, or launch with "
         "--mixed_precision no": precision != "no",
+        f"the run's folder keeps its own junit.xml and nothing that is written later, got --junitxml {report} in --rn-run "
+        f"{options.run}; drop --junitxml, or name another folder": kept,
         "a verdict is never re-rolled, got --reruns; run suites without it": config.getoption("reruns", None) or reruns_by_file,
         "each case is run once, got --dist each; use another --dist": config.getoption("dist", "no") == "each",
         "a fleet runs attacks together in one process, workers of pytest-xdist take a case each, got --rn-fleet and -n; take "

@@ -37,6 +37,7 @@ from rn_harness.plugin.lifecycle import (
 )
 from rn_harness.plugin.pytest_compat import drop_junit_writer
 from rn_harness.plugin.state import STATE, PluginState
+from rn_harness.spec.options import NOT_RELEASABLE
 
 globals().update(FIXTURES)  # pytest finds them as this module's
 
@@ -59,6 +60,14 @@ def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Pa
         args[:] = own_spellings(early_config, args)
         with suppress(pytest.UsageError):  # a wrong value of an option that is known
             hint_at_options(parser, parser.parse_known_and_unknown_args(args)[1])
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> Generator[None, int | pytest.ExitCode | None, int | pytest.ExitCode | None]:
+    """Under the gate, a session that only lists fixtures or markers is not green; pytest drops its session's exit code."""
+    code = yield
+    lists = any(config.getoption(name, None) for name in ("showfixtures", "show_fixtures_per_test", "markers"))
+    return NOT_RELEASABLE if lists and not code and config.getoption("rn_gate") else code
 
 
 @pytest.hookimpl(trylast=True)

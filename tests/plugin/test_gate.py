@@ -105,6 +105,14 @@ def test_a_gate_without_a_suite_lets_nothing_through(workspace, arguments):
     assert "no suite was run, so that nothing can be released" in result.text
 
 
+@pytest.mark.parametrize("option", ["--fixtures", "--fixtures-per-test", "--markers"])
+def test_a_gate_that_only_lists_lets_nothing_through(workspace, monkeypatch, option):
+    """An option that lists, left in PYTEST_ADDOPTS, gives exit code 10 under the gate, and 0 without it."""
+    monkeypatch.setenv("PYTEST_ADDOPTS", option)
+    (workspace.folder / "test_other.py").write_text("def test_other():\n    pass\n")
+    assert [workspace.run("test_other.py", *gate).ret for gate in ([], ["--rn-gate"])] == [0, 10]
+
+
 # --- limits for a conftest, a plugin or a class ------------------------------------------------------------------------
 
 SMOKE = ("mine/biochem", "--rn-tier=smoke")

@@ -79,6 +79,13 @@ def test_reruns_of_a_verdict_are_refused(workspace):
     _assert_usage_error(workspace.run("mine/biochem", "-p", "rerunner", "--reruns", "1"), "never re-rolled")
 
 
+def test_a_junit_file_in_the_runs_folder_is_refused(workspace):
+    """Pytest would write its file over the one that the run binds, and `verify` would refuse the run after hours of work."""
+    result = workspace.run("mine/biochem", "--rn-run=out", "--junitxml=out/junit.xml")
+    _assert_usage_error(result, "got --junitxml out/junit.xml in --rn-run out; drop --junitxml")
+    assert not (workspace.folder / "out").exists()
+
+
 def test_a_foreign_model_option_leaves_the_prefixed_twin(workspace):
     """If a conftest owns --model, --rn-model names the candidate, and the run's header says so."""
     workspace.pytester.makeconftest("def pytest_addoption(parser): parser.addoption('--model')")
