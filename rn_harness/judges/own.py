@@ -55,7 +55,7 @@ def find_own(spec: str, method: str) -> tuple[Any, Any]:
     except Exception as error:
         raise JudgeError(
             f"the judge's module must be importable, got module={module_name!r}: {type(error).__name__}: {error}; install "
-            "its package, or put its folder into PYTHONPATH or, for pytest, into the setting `pythonpath`"
+            "its package, or set PYTHONPATH or pytest's `pythonpath`"
         ) from error
     try:
         found = operator.attrgetter(dotted)(module) if dotted else module

@@ -96,7 +96,7 @@ def clashes(config: pytest.Config, *, shared: bool) -> list[str]:
     except ValueError:  # no plugin declares it
         reruns_by_file = None
     report = config.getoption("xmlpath", None)
-    kept = bool(report and options.run) and Path(report).expanduser().resolve().is_relative_to(options.path(options.run).resolve())
+    kept = report and options.run and Path(report).expanduser().resolve().is_relative_to(options.path(options.run))
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION") or "no"
     found = {
         f"attacks train in the model's own numbers, got ACCELERATE_MIXED_PRECISION={precision}; unset it, or launch with "

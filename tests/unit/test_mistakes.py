@@ -188,7 +188,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
         f"{SUITE} --rn-judge python:nowhere.py:Mine",
         (
             "the judge's module must be importable, got module='nowhere.py': ModuleNotFoundError: No module named "
-            "'nowhere'; install its package, or set pytest's `pythonpath`"
+            "'nowhere'; install its package, or set PYTHONPATH or pytest's `pythonpath`"
         ),
     ),
     "second-judge": (
