@@ -35,8 +35,8 @@ MAIN = ("__main__", "__mp_main__")
 OURS = Path(__file__).resolve().parents[1]
 CHECKS = ("rn_harness", "rn_harness.plugin.checks")
 OF_DISTRIBUTIONS = frozenset({"43d81125d92376b1a69d53a71126a041cc9a18d8080e92dea0a2ae23be138b1e"})
-"""Digests of files that belong to a system's own Python and lie outside its standard library: the ``sitecustomize.py`` of Debian
-and Ubuntu, in ``/etc``. It only imports the system's crash reporter if there is one, whose file is then found like any other."""
+"""Digests of the ``sitecustomize.py`` of a system's own Python that lies outside its standard library: of Debian and Ubuntu, in
+``/etc``. It only imports the system's crash reporter if there is one, whose file is then found like any other."""
 
 
 def loaded_code(config: pytest.Config, suites: Collection[Path]) -> tuple[LoadedCode, ...]:
@@ -46,8 +46,6 @@ def loaded_code(config: pytest.Config, suites: Collection[Path]) -> tuple[Loaded
     """
     found = set(_of_plugins(config))
     for file in _local_modules():
-        if _digest(file) in OF_DISTRIBUTIONS:
-            continue
         if file.parent not in suites or file.name == CONFTEST:
             found.add(_local(config, file))
         elif not inherits_only(file.read_bytes()):
@@ -149,6 +147,8 @@ def _local_modules() -> Iterator[Path]:
         path = Path(file).resolve()
         if name in MAIN and path.parent == Path(sysconfig.get_path("scripts")).resolve():
             continue  # the command that started us
+        if name == "sitecustomize" and _digest(path) in OF_DISTRIBUTIONS:
+            continue
         if not _lies_in(path, known) or path.is_relative_to(shipped):
             yield path
 

@@ -290,7 +290,9 @@ def test_specs_that_name_nothing_are_refused(package: Path) -> None:
     (package / "broken.py").write_text("1 / 0\n", encoding="utf-8")
     for spec, message in {
         "python:ours": r"is python:pkg\.mod:Name, got spec='python:ours'",
-        "python:nowhere:Judge": r"got module='nowhere': ModuleNotFoundError.*; install .*, or set PYTHONPATH or .* `pythonpath`",
+        "python:nowhere:Judge": (
+            r"got module='nowhere': ModuleNotFoundError.*; install its package, or set PYTHONPATH or pytest's `pythonpath`"
+        ),
         "python:broken:Judge": r"got module='broken': ZeroDivisionError",
         "python:ours:Jugde": r"got name='Jugde' which is not; did you mean Judge\?",
         "python:ours:Needs": r"made without arguments, got spec='python:ours:Needs': TypeError.*; read its settings",

@@ -8,7 +8,6 @@ record is an error of its case: no verdict, and never a pass.
 from __future__ import annotations
 
 import functools
-import itertools
 import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -242,12 +241,8 @@ def _of_domain(options: Mapping[str, Any], domain: str) -> dict[str, Any]:
 
 def _comparable(found: PartRecord) -> list[Trajectory | None]:
     """The case's own trajectory, and those of restrained attacks in their order, of which one part may have more than another."""
-    evidence = found.record.evidence
-    restrained = itertools.chain.from_iterable((of.control, of.attack) for of in evidence.restrained)
-    return [
-        run and run.model_copy(update={"checkpoints": tuple(map(without_leak, run.checkpoints))})
-        for run in (evidence.trajectory, *restrained)
-    ]
+    runs = {CHECKPOINTS: None} | found.record.evidence.journals
+    return [run and run.model_copy(update={"checkpoints": tuple(map(without_leak, run.checkpoints))}) for run in runs.values()]
 
 
 def _read_checkpoints(path: Path, name: str, part: RunPart) -> list[Checkpoint]:
