@@ -228,7 +228,8 @@ def _checkpoints(path: Path, record: CaseRecord) -> list[Refusal]:
 def _outcome(evidence: RunEvidence) -> list[Refusal]:
     """Decides the run again from its cases, and compares its facts with theirs."""
     run, records, found = evidence.run, list(evidence.records.values()), []
-    again = decide_run(counting(run.cases, {r.identity.suite["domain"]: r.evidence.policy.level for r in records}))
+    levels = {r.identity.suite["domain"]: r.evidence.policy.level for r in records}
+    again = decide_run(counting(run.cases, levels, run.required))
     if (run.outcome, run.claim) != (again, claim_of_run(again, evidence.records_of())):
         found.append(Refusal("outcome_differs", f"the run is recorded as {run.outcome}, decided again it is {again}"))
     facts = [*_foreign_facts(run, records), *_foreign_coverage(evidence)]

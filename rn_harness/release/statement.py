@@ -21,7 +21,7 @@ from rn_harness.records.case import CaseRecord
 from rn_harness.records.run import RUN, RunRecord
 from rn_harness.spec.errors import ReleaseError
 from rn_harness.store.files import write_text
-from rn_harness.verdict.coverage import broken_by, counting, decide_run
+from rn_harness.verdict.coverage import broken_by, counting, counts, decide_run
 
 PREDICATE = "https://in-toto.io/attestation/test-result/v0.1"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -45,7 +45,7 @@ def statement_of(run: RunRecord, records: Sequence[CaseRecord], run_digest: str)
         descriptor.validate()
     levels = {coverage.domain: coverage.resistance.level for coverage in run.coverage}
     predicate = {
-        "result": "PASSED" if run.releasable and decide_run(counting(run.cases, levels)) == "PASS" else "FAILED",
+        "result": "PASSED" if run.releasable and decide_run(counting(run.cases, levels, run.required)) == "PASS" else "FAILED",
         "configuration": [MessageToDict(descriptor.pb) for descriptor in configuration],
         **_tests(run, records),
     }
@@ -86,7 +86,7 @@ def _tests(run: RunRecord, records: Sequence[CaseRecord]) -> dict[str, list[str]
         if line.outcome == "PASS":
             found["warnedTests" if line.key in warned else "passedTests"].append(name)
         else:
-            found["failedTests" if counting([line], {}) or line.outcome == "FAIL" else "warnedTests"].append(name)
+            found["failedTests" if counts(line) or line.outcome == "FAIL" else "warnedTests"].append(name)
     return found
 
 

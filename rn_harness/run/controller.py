@@ -30,7 +30,7 @@ from rn_harness.spec.version import __version__
 from rn_harness.store.files import write_text
 from rn_harness.store.provenance import now, remove_outcome, versions, working_tree
 from rn_harness.verdict.coherence import UNDEFENDED, impossible_times, incoherent, run_provenance, undeclared
-from rn_harness.verdict.coverage import claim_of_run, counting, coverage, decide_run
+from rn_harness.verdict.coverage import claim_of_run, counting, coverage, decide_run, missing_cases
 from rn_harness.verdict.decide import decide
 from rn_harness.verdict.release_rules import file_list, laxer, outcome_against, unearned, unexcused, unlisted, unresisted
 from rn_harness.verdict.validity import same_benign
@@ -165,18 +165,13 @@ class Controller(CaseBoard):
         revoke_unconfirmed(self)
         tests, options = self.tests.values(), self.options
         lines, records, unreported = [self.line(test) for test in tests], self.records(), self.unreported_breaches()
-        present = {(news["domain"], news["case_id"]) for news in self.news}
-        required = [(domain, case_id) for domain, cases in self.required.items() for case_id in cases]
-        missing = [f"{domain} {case_id}" for domain, case_id in required if (domain, case_id) not in present]
-        # A required case has no verdict if the user did not leave it out.
-        without_verdict = [] if self.narrowed else [None for _ in missing]
         levels = {suite.domain: suite.policy.level for suite in self.suites}
         breached: list[Outcome | None] = ["FAIL" for _ in unreported]
-        outcome = decide_run([*counting(lines, levels), *breached, *without_verdict])
+        outcome = decide_run([*counting(lines, levels, self.required), *breached])
         claim, states = claim_of_run(outcome, [*records, *unreported]), [test.state for test in tests]
         state = self.undertold(outcome, states.count("failure"), states.count("error"))
         self._verdict = TestResult(VERDICT, state, claim) if state else None
-        run = self._compose(lines, outcome, claim, release_obstacles(self, outcome, missing))
+        run = self._compose(lines, outcome, claim, release_obstacles(self, outcome, missing_cases(lines, self.required)))
         if run.releasable:  # before a record says so: a process that is killed while it reads leaves none that can be released
             run = _refused(run, _changed(self))
         run = self._keep(run, records)

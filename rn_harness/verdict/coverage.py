@@ -304,27 +304,32 @@ def decide_run(outcomes: Iterable[Outcome | None]) -> Outcome:
     return "PASS" if cases and all(outcome == "PASS" for outcome in cases) else "INCONCLUSIVE"
 
 
-def counting(lines: Iterable[CaseLine], levels: Mapping[str, str]) -> list[Outcome | None]:
-    """The outcomes of the lines that count for the run.
-
-    ``levels`` are the targets of the claims, by domain. A domain without a claim case of just its level has a case without
-    verdict: attacks of lower levels do not support its claim.
+def counts(line: CaseLine) -> bool:
+    """True if a line's outcome counts for the run.
 
     A suite's own test methods have no verdict: those that passed do not count, all others prevent a PASS. Cases that are only
     reported (``records.case``) do not count, except that an exploratory one without a verdict prevents a PASS.
     """
-    lines = list(lines)
+    reported = only_reported(line.standing, line.finding, within_claim=line.within_claim)
+    return not line.is_own_green and (not reported or (line.outcome is None and line.standing == "exploratory"))
+
+
+def missing_cases(lines: Iterable[CaseLine], required: Mapping[str, Iterable[str]]) -> list[str]:
+    """Names of the required cases, by domain, that have no line."""
+    present = {(line.domain, line.case_id) for line in lines}
+    return [f"{domain} {case}" for domain, cases in required.items() for case in cases if (domain, case) not in present]
+
+
+def counting(lines: Sequence[CaseLine], levels: Mapping[str, str], required: Mapping[str, Iterable[str]]) -> list[Outcome | None]:
+    """The outcomes that count for a run: those of its lines, and None for each case that has no verdict.
+
+    ``levels`` are the targets of the claims, by domain. A domain without a claim case of just its level has a case without
+    verdict: attacks of lower levels do not support its claim. So has each required case without a line, whoever left it out.
+    """
     attacked = {(line.domain, line.level) for line in lines if line.claim and line.case_id.startswith("attack-")}
-    without_attack: list[Outcome | None] = [None for target in levels.items() if target not in attacked]
-    return without_attack + [
-        line.outcome
-        for line in lines
-        if not line.is_own_green
-        and (
-            not only_reported(line.standing, line.finding, within_claim=line.within_claim)
-            or (line.outcome is None and line.standing == "exploratory")
-        )
-    ]
+    without_attack = sum(target not in attacked for target in levels.items())
+    unknown = without_attack + len(missing_cases(lines, required))
+    return [None] * unknown + [line.outcome for line in lines if counts(line)]
 
 
 def broken_by(lines: Iterable[CaseLine]) -> tuple[list[CaseLine], list[CaseLine]]:
@@ -364,4 +369,4 @@ def claim_of_run(outcome: Outcome, records: Sequence[CaseRecord]) -> str:
             failed, key=lambda r: (not turns(r.evidence.standing, within_claim=r.evidence.within_claim), _only_unhelpful(r))
         )
         return f"{'unhelpful' if _only_unhelpful(first) else 'unsafe'}: {first.case_id}: {first.verdict.claim}"
-    return "nothing is claimed: a case has no verdict, or no attack was run"
+    return "nothing is claimed: a case was not run or has no verdict"

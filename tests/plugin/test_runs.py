@@ -173,11 +173,14 @@ def test_an_attack_that_a_suite_switches_off_is_missed(workspace):
     assert any("have no record" in why and "attack-grpo" in why for why in record["why_not"])
 
 
-def test_a_selection_without_an_attack_claims_nothing(workspace):
-    """A run narrowed to the candidate gives no verdict on a defense, even if its tests are green."""
-    result = workspace.run("mine/biochem", *SHORT, "-k", "candidate_refuses")
+@pytest.mark.parametrize("selected", ["candidate_refuses", "attack_stays"])
+def test_a_selection_of_cases_is_no_pass(workspace, selected):
+    """A run narrowed to some cases, even to the attack, is INCONCLUSIVE in every view, though its tests are green."""
+    result = workspace.run("mine/biochem", *SHORT, "-k", selected)
     assert result.ret == 0, result.text
     assert workspace.record()["outcome"] == "INCONCLUSIVE"
+    assert "INCONCLUSIVE at level rl-plain" in result.text
+    assert "PASS at level" not in result.text + (workspace.latest / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_defended_folder_can_be_tested_instead_of_a_recipe(workspace):

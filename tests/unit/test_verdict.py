@@ -1698,7 +1698,7 @@ def test_effect_of_each_standing_on_the_run(
         line("held", outcome="PASS", finding="held", level="rl-plain"),
         line("other", outcome=outcome, finding=finding, standing=standing, within_claim=within),
     ]
-    assert decide_run(counting(lines, {"demo": "rl-plain"})) == of_run
+    assert decide_run(counting(lines, {"demo": "rl-plain"}, {})) == of_run
 
 
 @pytest.mark.parametrize(
@@ -1708,9 +1708,9 @@ def test_effect_of_each_standing_on_the_run(
 def test_a_claim_needs_an_attack_of_just_its_level(target: str, outcome: Outcome) -> None:
     """Attacks of a lower level or another axis, however many held, leave a claim without a verdict."""
     line = CaseLine(nodeid="a", case_id="attack-a", domain="demo", key="a", outcome="PASS", finding="held", level="rl-plain")
-    assert decide_run(counting([line], {"demo": target})) == outcome
+    assert decide_run(counting([line], {"demo": target}, {})) == outcome
     information = line.model_copy(update={"standing": "exploratory", "level": target})
-    assert decide_run(counting([line, information], {"demo": target})) == outcome
+    assert decide_run(counting([line, information], {"demo": target}, {})) == outcome
 
 
 def test_an_attack_that_cannot_be_run_is_a_coherent_record() -> None:
