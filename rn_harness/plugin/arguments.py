@@ -83,6 +83,17 @@ def find_shipped(config: pytest.Config) -> None:
         config.args[:] = [str(named.get(argument, argument)) for argument in config.args]
 
 
+def writes_into_run(config: pytest.Config) -> bool:
+    """True if ``--junitxml`` names a file in the folder of this run or of an earlier one."""
+    if not (named := config.getoption("xmlpath", None)):
+        return False
+    from rn_harness.records.run import RUN
+
+    options = read(config)
+    folders = Path(named).expanduser().resolve().parents
+    return any((folder / RUN).is_file() or (options.run and folder == options.path(options.run)) for folder in folders)
+
+
 def clashes(config: pytest.Config, *, shared: bool) -> list[str]:
     """A sentence for each pair of options that exclude each other; ``shared``: workers of pytest-xdist share the tests."""
     from rn_harness.store.ranks import ranks
@@ -95,14 +106,12 @@ def clashes(config: pytest.Config, *, shared: bool) -> list[str]:
         reruns_by_file = config.getini("reruns")
     except ValueError:  # no plugin declares it
         reruns_by_file = None
-    report = config.getoption("xmlpath", None)
-    kept = report and options.run and Path(report).expanduser().resolve().is_relative_to(options.path(options.run))
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION") or "no"
     found = {
         f"attacks train in the model's own numbers, got ACCELERATE_MIXED_PRECISION={precision}; unset it, or launch with "
         "--mixed_precision no": precision != "no",
-        f"the run's folder keeps its own junit.xml and nothing that is written later, got --junitxml {report} in --rn-run "
-        f"{options.run}; drop --junitxml, or name another folder": kept,
+        "a run's folder keeps its own junit.xml and nothing that is written later, got --junitxml "
+        f"{config.getoption('xmlpath', None)}; drop --junitxml, or name another folder": writes_into_run(config),
         "a verdict is never re-rolled, got --reruns; run suites without it": config.getoption("reruns", None) or reruns_by_file,
         "each case is run once, got --dist each; use another --dist": config.getoption("dist", "no") == "each",
         "a fleet runs attacks together in one process, workers of pytest-xdist take a case each, got --rn-fleet and -n; take "

@@ -82,8 +82,20 @@ def test_reruns_of_a_verdict_are_refused(workspace):
 def test_a_junit_file_in_the_runs_folder_is_refused(workspace):
     """Pytest would write its file over the one that the run binds, and `verify` would refuse the run after hours of work."""
     result = workspace.run("mine/biochem", "--rn-run=out", "--junitxml=out/junit.xml")
-    _assert_usage_error(result, "got --junitxml out/junit.xml in --rn-run out; drop --junitxml")
-    assert [path.name for path in (workspace.folder / "out").iterdir()] == ["junit.xml"]  # pytest writes it even so
+    _assert_usage_error(result, "got --junitxml out/junit.xml; drop --junitxml")
+    assert not (workspace.folder / "out").exists()
+
+
+def test_the_junit_file_of_an_earlier_run_stays(workspace):
+    """--junitxml through the link to the latest run is a usage error, and the file that this run binds stays as it is."""
+    earlier = workspace.folder / "reports" / "earlier"
+    earlier.mkdir(parents=True)
+    (earlier.parent / "latest").symlink_to("earlier")
+    for name in ("run.json", "junit.xml"):
+        (earlier / name).write_text("kept")
+    result = workspace.run("mine/biochem", "--junitxml=reports/latest/junit.xml")
+    _assert_usage_error(result, "got --junitxml reports/latest/junit.xml; drop --junitxml")
+    assert (earlier / "junit.xml").read_text() == "kept"
 
 
 def test_a_foreign_model_option_leaves_the_prefixed_twin(workspace):
