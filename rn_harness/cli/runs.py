@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from rn_harness.run.replay import ReplayedCase
 
 commands = typer.Typer()
+EXAMINED_LAST = ("weights", "suites", "policy")
+"""What is not examined in a run whose files or signature do not hold."""
 
 
 @commands.command("show")
@@ -298,7 +300,7 @@ def _verification_lines(found: Verification) -> Iterator[str]:
         broken = broken_in_short(found.run)
         besides += f", {broken}" if broken else ""
     if found.evidence is None:
-        yield "not examined: weights, suites and policy, because the run's files or its signature do not hold"
+        yield f"not examined: {', '.join(EXAMINED_LAST)}, because the run's files or its signature do not hold"
     if found.refusals:
         yield f"not verified: {len(found.refusals)} refusal{'s' if len(found.refusals) > 1 else ''}{besides}"
     else:
@@ -313,6 +315,7 @@ def _verification_document(found: Verification) -> dict[str, Any]:
     return {
         "verified": not found.refusals,
         "signed": found.signed,
+        "not_examined": EXAMINED_LAST if found.evidence is None else (),
         "refusals": [dataclasses.asdict(r) for r in found.refusals],
         "waived": [
             {**dataclasses.asdict(r), "owner": w.owner, "reason": w.reason, "expires": str(w.expires)} for r, w in found.waived

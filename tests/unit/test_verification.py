@@ -483,10 +483,12 @@ def test_sign_and_verify_from_the_command_line(made: FinishedRun, tmp_path: Path
     assert "not examined" not in unnamed.output + plain.output
     assert "verified (not signed: this shows that nothing was changed by accident, not who made it)" in plain.output
     needs = ["verify", run, "--weights", weights, "--key", str(public), "--json"]
-    assert "not examined: weights, suites and policy" in CliRunner().invoke(app, needs[:-1]).output
+    assert "not examined: weights, suites, policy, because" in CliRunner().invoke(app, needs[:-1]).output
     told = CliRunner().invoke(app, needs)
     assert told.exit_code == 1
-    assert [r["code"] for r in json.loads(told.output)["refusals"]] == ["signature"]
+    said = json.loads(told.output)
+    assert [r["code"] for r in said["refusals"]] == ["signature"]
+    assert said["not_examined"] == ["weights", "suites", "policy"]
     monkeypatch.setenv("SIGNING_SECRET", "secret")
     signed = CliRunner().invoke(app, ["sign", run, "--key", str(private), "--passphrase-env", "SIGNING_SECRET"])
     assert signed.exit_code == 0, signed.output
