@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import secrets
@@ -19,6 +20,8 @@ _CHANCE = frozenset({"random", "lipsum"})
 """Names in a template that draw by chance."""
 _SAID = {"user": "\ue010", "assistant": "\ue011", "system": "\ue012"}
 """What stands for each role's words in a compared text."""
+_HERE = "\ue013"
+"""What stands for a model's name in a sentence that is kept."""
 
 
 def own_template(folder: Path) -> tuple[str | None, dict[str, str], dict[str, str]]:
@@ -128,33 +131,37 @@ def check_template(template: str | None, special: Mapping[str, str], where: str,
             f"a chat template is required, got none in {where}, perhaps a base model that was not tuned to follow instructions; "
             f"{TEMPLATE_REMEDY}"
         )
-    chats = list(_chats())
+    if fault := _fault(template, tuple(special.items()), tuple((others or {}).items())):
+        raise CandidateError(f"a chat template {fault.replace(_HERE, where)}; {TEMPLATE_REMEDY}")
+    return template
+
+
+@functools.lru_cache(maxsize=16)  # defended weights have their candidate's template
+def _fault(template: str, special_tokens: tuple[tuple[str, str], ...], others: tuple[tuple[str, str], ...]) -> str | None:
+    """What is wrong with a template, with ``_HERE`` for the model's name; None if nothing is."""
+    chats, special = list(_chats()), dict(special_tokens)
     try:
         text = render(without_date(template), chats[0], **special)
     except template_errors() as error:
-        raise CandidateError(
-            f"a chat template must render a user's turn, got {type(error).__name__} for {where}: {error}; {TEMPLATE_REMEDY}"
-        ) from None
+        return f"must render a user's turn, got {type(error).__name__} for {_HERE}: {error}"
     if chats[0][0]["content"] not in text:
-        raise CandidateError(
-            f"a chat template must hold what the user says, got a text without it from {where}; {TEMPLATE_REMEDY}"
-        )
+        return f"must hold what the user says, got a text without it from {_HERE}"
     here = renderings(without_date(template), chats, special)
     if _draws_by_chance(template) or reads_the_date(template, chats, special, here):
-        raise CandidateError(
-            "a chat template may print the date, and do nothing else with it or by chance, since users would get other prompts "
-            f"than are measured, got one that does in {where}; {TEMPLATE_REMEDY}"
+        return (
+            "may print the date, and do nothing else with it or by chance, since users would get other prompts than are "
+            f"measured, got one that does in {_HERE}"
         )
     texts = list(map(_compared, here, chats))
     if not treats_turns_alike(texts[:TURNS]) or not treats_turns_alike(texts[TURNS:]):
-        raise CandidateError(
-            f"a chat template must present each of {TURNS} turns like the one before, since only the first two are measured, got "
-            f"one that does not in {where}; {TEMPLATE_REMEDY}"
+        return (
+            f"must present each of {TURNS} turns like the one before, since only the first two are measured, got one that does "
+            f"not in {_HERE}"
         )
-    named = {name: without_date(text) for name, text in (others or {}).items()}
+    named = {name: without_date(text) for name, text in others}
     if call := odd_call(without_date(template), named, [chats[TURNS - 1], chats[TURNS]], special):
-        raise CandidateError(
-            "a chat template must begin the answer alike however a program calls it, since only one call is measured, got "
-            f"another text for {call} in {where}; {TEMPLATE_REMEDY}"
+        return (
+            "must begin the answer alike however a program calls it, since only one call is measured, got another text for "
+            f"{call} in {_HERE}"
         )
-    return template
+    return None

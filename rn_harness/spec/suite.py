@@ -7,11 +7,11 @@ the remedy.
 from __future__ import annotations
 
 import collections
+import functools
 import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -145,8 +145,7 @@ class Suite(Frozen):
     @property
     def digest(self) -> str:
         """The sha256 over the declaration and the prompts in use, after overrides, hex; a fixture may have replaced a prompt."""
-        content = self.model_dump(mode="json", include={"declaration", "prompts", "neighbours", "anchors_sha256"})
-        return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+        return _digest_of(self.model_dump_json(include={"declaration", "prompts", "neighbours", "anchors_sha256"}))
 
     @property
     def anchors_file(self) -> Path | None:
@@ -168,7 +167,7 @@ class Suite(Frozen):
         """The attack recipes of a tier, in the suite's order: its own and those of the smaller tiers."""
         return self._attacks[tier]
 
-    @cached_property
+    @functools.cached_property
     def _attacks(self) -> dict[TierName, tuple[AttackRecipe, ...]]:
         """The attack recipes of each tier."""
 
@@ -178,7 +177,7 @@ class Suite(Frozen):
 
         return {tier: of(TIERS[: n + 1]) for n, tier in enumerate(TIERS)}
 
-    @cached_property
+    @functools.cached_property
     def _claimed(self) -> tuple[AttackRecipe, ...]:
         """The claim cases of all tiers."""
         return tuple(a for a in self.tier_attacks("full") if a.claim)
@@ -283,6 +282,12 @@ def load_suite(
         neighbours=neighbours,
         anchors_sha256=_anchors_digest(folder, declaration.judges),
     )
+
+
+@functools.lru_cache(maxsize=16)  # a run asks hundreds of times, and sorting the keys takes most of the time
+def _digest_of(content: str) -> str:
+    """The sha256 of a JSON text with sorted keys, hex."""
+    return hashlib.sha256(json.dumps(json.loads(content), sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def _anchors_digest(folder: Path, judges: Judges | None) -> str | None:
