@@ -83,15 +83,20 @@ def find_shipped(config: pytest.Config) -> None:
         config.args[:] = [str(named.get(argument, argument)) for argument in config.args]
 
 
-def writes_into_run(config: pytest.Config) -> bool:
-    """True if ``--junitxml`` names a file in the folder of this run or of an earlier one."""
+def junit_in_run(config: pytest.Config) -> str | None:
+    """A sentence if ``--junitxml`` names a file in the folder of this run or of an earlier one; None if it does not."""
     if not (named := config.getoption("xmlpath", None)):
-        return False
+        return None
     from rn_harness.records.run import RUN
 
     options = read(config)
-    folders = Path(named).expanduser().resolve().parents
-    return any((folder / RUN).is_file() or (options.run and folder == options.path(options.run)) for folder in folders)
+    own = options.path(options.run) if options.run else None
+    if not any(folder == own or (folder / RUN).is_file() for folder in Path(named).expanduser().resolve().parents):
+        return None
+    return (
+        f"a run's folder keeps its own junit.xml and nothing that is written later, got --junitxml {named}; drop --junitxml, or "
+        "name another folder"
+    )
 
 
 def clashes(config: pytest.Config, *, shared: bool) -> list[str]:
@@ -110,8 +115,6 @@ def clashes(config: pytest.Config, *, shared: bool) -> list[str]:
     found = {
         f"attacks train in the model's own numbers, got ACCELERATE_MIXED_PRECISION={precision}; unset it, or launch with "
         "--mixed_precision no": precision != "no",
-        "a run's folder keeps its own junit.xml and nothing that is written later, got --junitxml "
-        f"{config.getoption('xmlpath', None)}; drop --junitxml, or name another folder": writes_into_run(config),
         "a verdict is never re-rolled, got --reruns; run suites without it": config.getoption("reruns", None) or reruns_by_file,
         "each case is run once, got --dist each; use another --dist": config.getoption("dist", "no") == "each",
         "a fleet runs attacks together in one process, workers of pytest-xdist take a case each, got --rn-fleet and -n; take "

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from rn_harness.plugin.arguments import clashes, writes_into_run
+from rn_harness.plugin.arguments import clashes, junit_in_run
 from rn_harness.plugin.fixtures import replaced_fixtures
 from rn_harness.plugin.pytest_compat import drop_junit_writer, is_test_class, is_test_function, is_test_method, parameters
 from rn_harness.plugin.state import SINK_NAME, STATE, SUITE_FILE, Terminated, holds_suite, unwritable
@@ -273,8 +273,9 @@ def checked_suites(config: pytest.Config, nodeids: Iterable[str]) -> list[Suite]
         for name in (SINK_NAME, COLLECTED_NAME)
         if config.pluginmanager.is_blocked(name)
     ]
-    if writes_into_run(config):
+    if misplaced := junit_in_run(config):
         drop_junit_writer(config)  # which would write after a usage error, too
+        errors.append(misplaced)
     errors += clashes(config, shared=state.is_worker or config.getoption("dist", "no") != "no")
     domains = [suite.domain for suite in suites]
     if len(set(domains)) != len(domains):
