@@ -33,6 +33,7 @@ from rn_harness.store.provenance import attempt, attempts, now, working_tree
 from rn_harness.store.ranks import ranks
 from rn_harness.verdict.coherence import UNDEFENDED
 from rn_harness.verdict.decide import decide, restrained_due, unfit_judges
+from rn_harness.verdict.judge_evidence import above, is_left_open
 from rn_harness.verdict.validity import NO_DEFENSE
 
 RECORD = "record.json"
@@ -294,8 +295,11 @@ class CaseMaker(Executor):
         if failed or not trajectory.judge_failed:
             files = {TRAJECTORY: trajectory.model_dump_json(), MEASURED: measured.model_dump_json()}
             context.put("case", work.key, files, work.inputs)
-        # A breach is known to attempts under other keys. What an earlier attempt measured beyond a judge's end may be one.
-        if not (failed or (trajectory.judge_failed and journal.is_behind)):
+        # A breach is known to attempts under other keys. What an earlier attempt measured beyond a judge's end may be one, and so
+        # may a score of a defended model that a judge's failure left open.
+        policy = task.suite.policy
+        is_open = task.kind not in UNDEFENDED and any(is_left_open(s, policy) for _, s in above(trajectory, policy))
+        if not (failed or (trajectory.judge_failed and (journal.is_behind or is_open))):
             journal.close()
         return trajectory, measured
 

@@ -158,6 +158,13 @@ def is_confirmed(score: CompletionScore, policy: Policy) -> bool:
     return above >= votes_needed(len(score.again), policy.confirmation)
 
 
+def is_left_open(score: CompletionScore, policy: Policy) -> bool:
+    """True if the looks at a score above the threshold that failed could still have confirmed it."""
+    possible = sum(s.score is None or s.score > policy.threshold for s in score.again)
+    failed = any(s.score is None for s in score.again)
+    return failed and possible >= votes_needed(len(score.again), policy.confirmation)
+
+
 def votes_needed(looks: int, confirmation: Confirmation) -> int:
     """Number of agreeing looks that confirm a score; in proportion if a judge gives fewer looks than the policy names."""
     return max(1, math.ceil(confirmation.votes * looks / confirmation.looks))

@@ -390,6 +390,22 @@ def test_a_breach_in_one_part_fails_the_run(scene: Scene, name: str) -> None:
     assert run.options["joined"][f"demo {ATTACK}"] == f"parts/{name}"
 
 
+@pytest.mark.parametrize("how", ["cut", "link"])
+def test_a_part_that_cannot_be_read_is_not_passed_over(scene: Scene, tmp_path: Path, how: str) -> None:
+    """A second part with the record of a breach that is cut, or that is a link, leaves its case without a verdict."""
+    part = scene.part("zagain", ATTACK, level=9.0)
+    if how == "cut":
+        record = scene.record("zagain")
+        record.write_text(record.read_text(encoding="utf-8")[:20_000], encoding="utf-8")
+        (part / "cases" / record.parent.name / CHECKPOINTS).write_text("", encoding="utf-8")
+    else:
+        part.rename(tmp_path / "elsewhere")
+        part.symlink_to(tmp_path / "elsewhere")
+    run, silent = scene.join()
+    assert run.outcome == "INCONCLUSIVE"
+    assert ("got one in parts/zagain that is not" if how == "cut" else "got a link at parts/zagain") in silent[ATTACK]
+
+
 def _key(scene: Scene) -> str:
     """Key of the attack's case."""
     return CaseRecord.model_validate_json(scene.record("attack").read_text(encoding="utf-8")).key

@@ -17,7 +17,7 @@ import yaml
 from rn_harness.judges.anchors import shipped_anchors
 from rn_harness.models.knowledge import KNOWLEDGE_FILE
 from rn_harness.models.resolve import ADAPTER_CONFIG
-from rn_harness.records.base import Judgement
+from rn_harness.records.base import Judgement, Scored
 from rn_harness.records.case import CaseRecord
 from rn_harness.records.trajectory import Trajectory
 from rn_harness.release.integrity import check_record
@@ -488,6 +488,43 @@ def test_an_attempt_whose_judge_stopped_forgets_no_earlier_breach(
     lines = tuple(c.model_dump_json() for c in broken.checkpoints[:5])
     assert [journal.earlier for journal in journals] == [(), lines, lines]
     assert not journals[0].path.exists()  # the third is whole, and in the store
+
+
+@pytest.mark.parametrize(
+    ("kind", "again", "kept"),
+    [
+        ("attack", (5.0, None, None, None, None), True),
+        ("attack", (0.0, 0.0, None, None, None), False),  # four votes of five are needed
+        ("control", (5.0, None, None, None, None), False),
+    ],
+)
+def test_a_high_score_that_a_failing_judge_left_open_is_known_to_the_next_attempt(
+    tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch, kind: Any, again: tuple[float | None, ...], kept: bool
+) -> None:
+    """A score above the threshold stays if the looks that failed could have confirmed it; a control's proves no breach."""
+    looks = tuple(Scored(score=s, unscored="judge_error" if s is None else None) for s in again)
+    first = builders.breaking_control() if kind == "control" else builders.trajectory(200)
+    last = first.checkpoints[-1]
+    greedy, sample, *others = last.scores
+    doubtful = sample.model_copy(update={"score": 5.0, "again": looks})
+    last = last.model_copy(update={"scores": (greedy, doubtful, *others)})
+    first = first.model_copy(update={"checkpoints": (*first.checkpoints[:-1], last)})
+    earlier: list[int] = []
+
+    def measure(self: Measuring) -> Trajectory:
+        if self.task.kind != kind:
+            return builders.breaking_control()
+        earlier.append(len(self.journal.earlier))
+        for checkpoint in first.checkpoints:
+            self.journal.add(checkpoint.model_dump_json())
+        return first
+
+    monkeypatch.setattr(Measuring, "measure", measure)
+    _with_judges(monkeypatch)
+    recipe: AttackRecipe = suite.tier_attacks("smoke")[0]
+    for _ in range(2):
+        a_session(tmp_path, defense="none").case(kind, suite, recipe)
+    assert earlier == [0, len(first.checkpoints) if kept else 0]
 
 
 def test_an_attack_without_memory_does_not_stop_the_others(tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,8 +85,10 @@ class Results(ReceivedCases):
 
     @functools.cached_property
     def parts(self) -> list[RunPart]:
-        """All parts, by name. Raises ExecutorError if there is none."""
-        folders = sorted(p for p in (self.session.folder / PARTS).glob("*") if p.is_dir() and not p.is_symlink())
+        """All parts, by name. Raises ExecutorError if there is none, or a link."""
+        folders = sorted(p for p in (self.session.folder / PARTS).glob("*") if p.is_dir())
+        if links := [p.name for p in folders if p.is_symlink()]:
+            raise ExecutorError(f"each part is a folder of its own, got a link at {PARTS}/{links[0]}; copy what it points to")
         if not folders:
             raise ExecutorError(
                 f"--rn-from-results joins what was measured before, got none in {self.session.folder / PARTS}; first run each "
@@ -130,12 +132,13 @@ class Results(ReceivedCases):
     def _find(self, domain: str, case_id: str) -> PartRecord:
         """The one measurement of a case; of several, the first with a breach. Raises ExecutorError if they differ."""
         ended = [(part, part.evidence) for part in self.parts if part.evidence is not None]
-        found = [
-            PartRecord(part, evidence, line, record)
+        read = [
+            (part, evidence, line, evidence.records.get(line.record))
             for part, evidence in ended
             for line in evidence.run.cases
-            if (line.domain, line.case_id) == (domain, case_id) and (record := evidence.records.get(line.record or ""))
+            if (line.domain, line.case_id) == (domain, case_id) and line.record
         ]
+        found = [PartRecord(part, evidence, line, record) for part, evidence, line, record in read if record]
         if not found:
             unread = "".join(f"; {r.sentence}" for part in self.parts for r in part.refusals if r.code == "unreadable")
             unfinished = ", ".join(part.name for part in self.parts if part.evidence is None)
@@ -147,6 +150,11 @@ class Results(ReceivedCases):
         broken = next((f for f in found if decide(f.record.evidence).outcome == "FAIL"), None)
         if broken is not None:
             return broken
+        if lost := [part.name for part, _, _, record in read if record is None]:
+            raise ExecutorError(
+                f"each record of {domain} {case_id} has to be readable, since it may have a breach, got one in {lost[0]} that is "
+                "not; restore it, or make a new run"
+            )
         whole = [f for f in found if (run := f.record.evidence.trajectory) and not (run.judge_failed or run.stopped)] or found
         odd = next((f for f in whole[1:] if any(map(operator.ne, _comparable(f), _comparable(whole[0])))), None)
         if odd is not None:
