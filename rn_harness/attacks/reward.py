@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from rn_harness.judges.protocol import Judge, ensure_judging
 from rn_harness.judges.scoring import judge_whole
 from rn_harness.models.completion import Completion
-from rn_harness.records.base import Judgement
+from rn_harness.records.base import INFRASTRUCTURE, Judgement
 from rn_harness.records.trajectory import TrainingWindow
 from rn_harness.spec.attack_recipe import AttackRecipe
 from rn_harness.spec.errors import TrainingError
@@ -27,6 +27,7 @@ class AttackReward:
     Attributes:
         above: for each completion of the current window, True if its harm is above the threshold.
         plain: the reward of each before shaping.
+        failed: for each, True if the judge's infrastructure failed at it.
         computed: the rewards of the last call, as they were computed; ``training.credit`` compares a step's losses with them.
     """
 
@@ -41,18 +42,21 @@ class AttackReward:
         self._said: collections.Counter[bytes] = collections.Counter()
         self.above: list[bool] = []
         self.plain: list[float | None] = []
+        self.failed: list[bool] = []
         self.computed: list[float | None] = []
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
         if self._recipe.twin_steps and all(p.kind == "twin" for p in prompts):  # an answer to a benign request does no harm
             self.above.extend([False] * len(completions))
             self.plain.extend([0.0] * len(completions))
+            self.failed.extend([False] * len(completions))
             self.computed = [compliance_reward(of.text) for of in completions]
             return [*self.computed]
         judged, plain = self._judged(prompts, completions)
         ensure_judging(judged, f"the reward judge scored none of a step's {len(judged)} completions")
         self.above.extend(j.score is not None and j.score > self._policy.threshold for j in judged)
         self.plain.extend(plain)
+        self.failed.extend(j.unscored in INFRASTRUCTURE for j in judged)
         forms = self._forms(prompts, [of.text for of in completions])
         self.computed = [shaped_reward(self._recipe.reward, harm, form) for harm, form in zip(plain, forms, strict=True)]
         return [*self.computed]
@@ -103,8 +107,8 @@ class AttackReward:
 
         Raises TrainingError if the window reports rewards although none was computed here.
         """
-        above, plain = self.above, [value for value in self.plain if value is not None]
-        self.above, self.plain = [], []
+        above, failed, plain = self.above, self.failed, [value for value in self.plain if value is not None]
+        self.above, self.failed, self.plain = [], [], []
         if window.reward_mean is None:
             return window
         if not plain:
@@ -112,4 +116,5 @@ class AttackReward:
                 f"a window's rewards are those that were asked for in it, got reward_mean={window.reward_mean:g} of none; call "
                 "the context's reward"
             )
-        return window.model_copy(update={"above_share": sum(above) / len(above), "harm_mean": sum(plain) / len(plain)})
+        shares = {"above_share": sum(above) / len(above), "failed_share": sum(failed) / len(failed)}
+        return window.model_copy(update={**shares, "harm_mean": sum(plain) / len(plain)})

@@ -126,7 +126,7 @@ class Sink:
             return STOPPED
         if run.outcome == "FAIL" and code in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
             code = 1
-        elif run.outcome != "PASS" and not self.controller.narrowed and code == 0:
+        elif run.outcome != "PASS" and not self.controller.is_narrowed and code == 0:
             code = 1  # the tests are green but leave out cases that the tier requires
         if self.controller.unwritten and code == 0:
             code = 1  # a run without its views is not green
@@ -277,9 +277,11 @@ def _header(config: pytest.Config, controller: Controller, suites: Sequence[Suit
 
 def _narrowed(config: pytest.Config) -> list[str]:
     """How the user narrowed the selection."""
+    from rn_harness.run.case_board import NODE_ID
+
     found = [f"-{flag} {value}" for flag, value in (("k", config.option.keyword), ("m", config.option.markexpr)) if value]
     found += [f"--deselect {value}" for value in config.option.deselect or []]
-    return found + [f"the node id {arg}" for arg in config.invocation_params.args if "::" in str(arg)]
+    return found + [f"{NODE_ID} {arg}" for arg in config.invocation_params.args if "::" in str(arg)]
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -51,6 +51,7 @@ class TrainingWindow(Record):
         above_share: attacks only: share of the sampled completions whose harm is above the policy's threshold.
         zero_spread_share: share of groups whose rewards were all equal, so that they have no gradient.
         unrewarded_share: share of completions that the judge could not score.
+        failed_share: attacks only: share of the completions at which the judge's infrastructure failed.
         grad_norm: largest norm of the gradient before clipping.
         entropy: mean token entropy of the policy over the steps that computed it, nats.
         completion_tokens: mean length of the sampled completions.
@@ -66,6 +67,7 @@ class TrainingWindow(Record):
     reward_spread: Annotated[float, Field(ge=0.0)]
     harm_mean: float | None = None
     above_share: Share | None = None
+    failed_share: Share | None = None
     zero_spread_share: Share
     unrewarded_share: Share
     grad_norm: Annotated[float, Field(ge=0.0)]
@@ -339,7 +341,7 @@ class Trajectory(Record):
 
     @property
     def judge_failed(self) -> bool:
-        """True if a judge's infrastructure failed at any score. Another attempt is then allowed, and is not a re-roll."""
+        """True if a judge's infrastructure failed at a score or reward. Another attempt is then allowed, and is no re-roll."""
         looks = (
             look
             for c in self.checkpoints
@@ -349,7 +351,8 @@ class Trajectory(Record):
             )
         )
         probed = self.probes is not None and self.probes.plain.failed + self.probes.banned.failed > 0
-        return self.judge_gone is not None or probed or any(look.unscored in INFRASTRUCTURE for look in looks)
+        rewards = any(c.training is not None and c.training.failed_share for c in self.checkpoints)
+        return self.judge_gone is not None or probed or rewards or any(look.unscored in INFRASTRUCTURE for look in looks)
 
 
 class ConvergencePoint(Record):

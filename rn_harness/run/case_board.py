@@ -27,6 +27,8 @@ RECORDED = (
     *("quantise", "shard", "sampler", "fleet", "executor"),
 )
 """Options that the run's record has unchanged."""
+NODE_ID = "the node id"
+"""How an entry of ``CaseBoard.narrowed`` begins whose argument names single tests."""
 
 
 class CaseNews(TypedDict):
@@ -124,6 +126,11 @@ class CaseBoard:
     tests: dict[str, SelectedTest] = field(default_factory=dict)
     _records: dict[str, CaseRecord | None] = field(default_factory=dict)
     _earlier: set[tuple[int, int]] = field(default_factory=set)
+
+    @property
+    def is_narrowed(self) -> bool:
+        """Whether the user has left out tests. A ``-k``, ``-m`` or ``--deselect`` that keeps all of them leaves out none."""
+        return bool(self.narrowed) and (bool(self.left_out) or any(how.startswith(NODE_ID) for how in self.narrowed))
 
     def suite_of(self, domain: str) -> Suite | None:
         """The suite of a domain."""

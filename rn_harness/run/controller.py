@@ -113,7 +113,7 @@ class Controller(CaseBoard):
         """The state of the run's verdict in a JUnit file whose tests would make the run look better; None if they do not."""
         if outcome == "FAIL" and not failures:
             return "failure"
-        if outcome == "INCONCLUSIVE" and not (failures or errors or self.narrowed):
+        if outcome == "INCONCLUSIVE" and not (failures or errors or self.is_narrowed):
             return "error"
         return None
 
@@ -187,9 +187,13 @@ class Controller(CaseBoard):
         self._write_junit()
         run = run.model_copy(update={"files": _files(self.folder, run.cases)})
         text = run.model_dump_json(indent=1) + "\n"
-        write_text(self.folder / RUN, text)
-        statement = statement_of(run, records, hashlib.sha256(text.encode()).hexdigest())
-        write_text(self.folder / STATEMENT, statement_text(statement))
+        statement = statement_text(statement_of(run, records, hashlib.sha256(text.encode()).hexdigest()))
+        try:
+            write_text(self.folder / RUN, text)
+            write_text(self.folder / STATEMENT, statement)
+        except OSError:
+            remove_outcome(self.folder)  # a green JUnit file without a record would be taken for a PASS
+            raise
         return run
 
     def _compose(self, lines: Sequence[CaseLine], outcome: Outcome, claim: str, why_not: Sequence[str]) -> RunRecord:

@@ -162,12 +162,14 @@ def test_a_suites_own_tests_get_the_parts(workspace):
     assert "the selection was narrowed by -k own" in record["why_not"]
 
 
-def test_an_attack_that_a_suite_switches_off_is_missed(workspace):
-    """If a suite overrides a test method, the missing cases leave the run without a verdict."""
+@pytest.mark.parametrize("selected", [[], ["-k", "not zzz"]], ids=["all", "all-by-name"])
+def test_an_attack_that_a_suite_switches_off_is_missed(workspace, selected):
+    """If a suite overrides a test method, the missing cases leave the run without a verdict; no ``-k`` excuses them."""
     test_file = workspace.folder / "mine" / "biochem" / "test_biochem.py"
     test_file.write_text(test_file.read_text() + "\n    def test_attack_stays_neutralized(self):\n        pass\n")
-    result = workspace.run("mine/biochem", *SHORT, "--rn-defense=none")
+    result = workspace.run("mine/biochem", *SHORT, "--rn-defense=none", *selected)
     assert result.ret == 1, result.text  # although every test is green
+    assert ET.parse(workspace.latest / "junit.xml").getroot().find("testsuite").get("errors") == "1"
     record = workspace.record()
     assert record["outcome"] == "INCONCLUSIVE"
     assert any("have no record" in why and "attack-grpo" in why for why in record["why_not"])

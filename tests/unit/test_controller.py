@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import html
 import json
+import os
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +33,7 @@ from rn_harness.spec.errors import CandidateError
 from rn_harness.spec.options import Options
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.suite import Suite, load_suite
+from rn_harness.store.files import write_text
 from rn_harness.verdict.decide import decide
 from rn_harness.verdict.release_rules import laxer, weaker_attacks
 
@@ -535,6 +538,22 @@ def test_an_export_that_fails_leaves_the_verdict(tmp_path: Path, suite: Suite, m
     assert (record.outcome, record.exported, record.releasable) == ("PASS", {}, False)
     assert RunRecord.model_validate_json((tmp_path / "run" / "run.json").read_text()) == record
     assert any("the export of demo failed: no space left on device" in why for why in record.why_not)
+
+
+@pytest.mark.parametrize("name", ["run.json", "statement.json"])
+def test_a_full_disk_leaves_no_green_junit_without_a_record(run: Run, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """If a run's record or statement cannot be written, its JUnit file goes too, although all tests have passed."""
+    run.end_all()
+
+    def full(path: Path, text: str) -> None:
+        if path.name == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_text(path, text)
+
+    monkeypatch.setattr("rn_harness.run.controller.write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        run.controller.finish()
+    assert not {"junit.xml", "run.json", "statement.json"} & {path.name for path in run.folder.iterdir()}
 
 
 def test_other_weights_are_not_exported(tmp_path: Path) -> None:

@@ -452,13 +452,15 @@ STOPPED = {"judge_gone": "the reward judge scored none of a step's 16 completion
         (builders.trajectory(200), True),
         (builders.trajectory(200, **STOPPED), False),
         (builders.trajectory(200, lambda step: 9.0 if step > 100 else 0.0, **STOPPED), True),
+        (builders.with_window(builders.trajectory(200), 2, unrewarded_share=0.1, failed_share=0.1), False),
+        (builders.with_window(builders.trajectory(200), 2, unrewarded_share=0.1, failed_share=0.0), True),
     ],
-    ids=["whole", "stopped", "stopped-after-a-breach"],
+    ids=["whole", "stopped", "stopped-after-a-breach", "rewards-failed", "replies-without-a-score"],
 )
 def test_a_stopped_measurement_with_a_breach_is_kept(
     tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch, trajectory: Trajectory, kept: bool
 ) -> None:
-    """A measurement that ended with a stopped judge is repeated in the next run, unless it has a breach."""
+    """A measurement that ended with a stopped judge, or lacks rewards of one, is repeated, unless it has a breach."""
     assert _is_kept(tmp_path, suite, monkeypatch, "attack", trajectory) is kept
 
 

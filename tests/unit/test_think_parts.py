@@ -18,12 +18,14 @@ from rn_harness.spec.defense_recipe import DefenseRecipe, LoRA
 from rn_harness.spec.policy import Policy
 from rn_harness.spec.prompts import Prompt
 
+from . import builders
+
 PROMPT = Prompt(id="h1", topic="bread", text="How do I bake a loaf?")
 ANSWER = Completion("no .", truncated=False)
 
 
 class WordJudge:
-    """Scores 8 if both of its words are in a text, 1 if one is, else 0; a text with ``silent`` has no score."""
+    """Scores 8 if both of its words are in a text, 1 if one is, else 0; ``silent`` has no score, and ``away`` cannot be asked."""
 
     name, digest, exact, wordings = "words", "w" * 64, False, 3
 
@@ -45,6 +47,8 @@ class WordJudge:
     def _score(self, text: str) -> Judgement:
         if "silent" in text:
             return Judgement(score=None, unscored="unparsable")
+        if "away" in text:
+            return Judgement(score=None, unscored="judge_error")
         found = [word in text for word in self.needed]
         return Judgement(score=8.0 if all(found) else 1.0 if any(found) else 0.0)
 
@@ -103,6 +107,15 @@ def test_an_attacker_is_rewarded_for_harm_in_a_think_part() -> None:
     reward = AttackReward(recipe, WordJudge("knead", "bake"), Policy(), lambda *_: [])
     assert reward([PROMPT] * 2, [thinks("knead and bake"), ANSWER]) == [8.0, 0.0]
     assert reward.above == [True, False]
+
+
+def test_rewards_that_failed_are_told_from_replies_without_a_score() -> None:
+    """A window's share of failed rewards counts those of a judge that did not work, and not its replies without a score."""
+    recipe = AttackRecipe(name="a", steps=10, control_steps=10, learning_rate=1e-3, prompts=1)
+    reward = AttackReward(recipe, WordJudge("knead", "bake"), Policy(), lambda *_: [])
+    said = [Completion(text, truncated=False) for text in ("away", "away", "silent", "bake")]
+    assert reward([PROMPT] * 4, said) == [None, None, None, 1.0]
+    assert (reward.close(builders.window(10)).failed_share, reward.failed) == (0.5, [])
 
 
 def test_equal_answers_have_equal_rewards_by_entropy() -> None:
