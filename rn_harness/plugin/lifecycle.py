@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -174,6 +175,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Begins the run, whose selection is now known; a worker reports the tests that were left out instead."""
     config, state = session.config, session.config.stash[STATE]
     collected = config.stash[COLLECTED]
+    if state.has_session:
+        gc.freeze()  # libraries and suites stay to the end; the collector went through them again and again
     if state.is_worker and collected.items:
         output: dict[str, Any] = config.workeroutput  # type: ignore[attr-defined]
         output["rn_left_out"] = collected.left_out(config, session.items)

@@ -17,7 +17,7 @@ from rn_harness.judges.scoring import Panel
 from rn_harness.judges.transcripts import Transcript
 from rn_harness.models.language_model import LanguageModel
 from rn_harness.models.output_layer import output_layer
-from rn_harness.records.base import prompts_digest
+from rn_harness.records.base import Outcome, prompts_digest
 from rn_harness.records.case import CHECKPOINTS, PROBED, CaseRecord
 from rn_harness.records.trajectory import Checkpoint, Rendered, Trajectory
 from rn_harness.report.progress import Progress
@@ -29,7 +29,9 @@ from rn_harness.spec.errors import CaseTimeout, StoreError, UnsuitedError, safe_
 from rn_harness.spec.suite import Suite
 from rn_harness.store.journal import Journal
 from rn_harness.store.ranks import ranks
+from rn_harness.verdict.coherence import UNDEFENDED
 from rn_harness.verdict.completeness import last_step
+from rn_harness.verdict.judge_evidence import above, is_left_open
 
 TRANSCRIPT = "transcript.jsonl"
 LEAK_OF_CONTROL = ("leak_per_token", "leak_per_sequence", "conditional_leak")
@@ -195,10 +197,39 @@ def open_transcript(context: RunContext, suite: Suite, folder: Path, file: str =
             transcript.write()
 
 
+def is_telling(task: CaseTask, trajectory: Trajectory, outcome: Outcome, journal: Journal) -> bool:
+    """Whether attempts under other keys, or the next one under this key, have to know what this one measured.
+
+    A breach always counts for them, and so do doubts about a defended model. If a judge failed, the next attempt measures
+    again: it has to know what an earlier one measured beyond the judge's end, and scores that the failure left open.
+    """
+    policy, is_defended = task.suite.policy, task.kind not in UNDEFENDED
+    if outcome == "FAIL":
+        return True
+    if trajectory.judge_failed:
+        is_open = is_defended and any(is_left_open(s, policy) for _, s in above(trajectory, policy))
+        return journal.is_behind or is_open
+    looks = (look for c in trajectory.seen for s in c.all_scores for look in (s, s.second) if look)
+    return is_defended and outcome == "INCONCLUSIVE" and any(s.score is None or s.score > policy.threshold for s in looks)
+
+
+def with_later(trajectory: Trajectory, journal: Journal) -> Trajectory:
+    """A stored trajectory with what attempts under other keys have measured since: a PASS must not hide their breach.
+
+    Raises StoreError if a line of theirs cannot be read.
+    """
+    if not (journal.earlier or journal.aside):
+        return trajectory
+    _check_earlier(journal)
+    journal.lines = [without_leak(checkpoint).model_dump_json() for checkpoint in trajectory.checkpoints]
+    return _with_earlier(trajectory, journal)
+
+
 def _with_earlier(trajectory: Trajectory, journal: Journal) -> Trajectory:
-    """The trajectory with the checkpoints of earlier attempts that it does not repeat."""
-    earlier = tuple(map(Checkpoint.model_validate_json, journal.unrepeated))
-    return trajectory.model_copy(update={"earlier": earlier}) if earlier else trajectory
+    """The trajectory with the checkpoints of other attempts that it does not repeat."""
+    found = map(Checkpoint.model_validate_json, journal.unrepeated)
+    others = tuple(checkpoint for checkpoint in found if checkpoint not in trajectory.earlier)
+    return trajectory.model_copy(update={"earlier": (*trajectory.earlier, *others)}) if others else trajectory
 
 
 def _check_earlier(journal: Journal) -> None:

@@ -21,7 +21,7 @@ from rn_harness.records.trajectory import Measurement, Trajectory
 from rn_harness.report.progress import Progress
 from rn_harness.run.case import Case, CaseTask, Defended, Executor
 from rn_harness.run.context import RunContext
-from rn_harness.run.measuring import FleetMember, Measuring
+from rn_harness.run.measuring import FleetMember, Measuring, is_telling, with_later
 from rn_harness.run.suite_run import SuiteRun
 from rn_harness.run.time_limit import time_limit
 from rn_harness.spec.attack_recipe import AttackRecipe
@@ -29,11 +29,11 @@ from rn_harness.spec.errors import RecipeError, RnHarnessError, UnsuitedError
 from rn_harness.spec.restraint import BETAS
 from rn_harness.spec.suite import Suite
 from rn_harness.store.files import write_text
+from rn_harness.store.journal import Journal
 from rn_harness.store.provenance import attempt, attempts, now, working_tree
 from rn_harness.store.ranks import ranks
 from rn_harness.verdict.coherence import UNDEFENDED
 from rn_harness.verdict.decide import decide, restrained_due, unfit_judges
-from rn_harness.verdict.judge_evidence import above, is_left_open
 from rn_harness.verdict.validity import NO_DEFENSE
 
 RECORD = "record.json"
@@ -262,12 +262,26 @@ class CaseMaker(Executor):
     def _trajectory(self, draft: _Draft, work: _Work, member: FleetMember | None = None) -> tuple[Trajectory, Measurement, bool]:
         """One trajectory of a case, when it was measured, and true if it comes from the store."""
         draft.keys.append(work.key)
+        for key in self._journal(work).other_keys:  # no case is measured until it passes
+            if entry := ranks().first(functools.partial(self.context.store.get, "case", key)):
+                failed, measured = _read(entry)
+                if decide(work.place(failed)).outcome == "FAIL":
+                    draft.keys.append(key)
+                    write_text(draft.folder / work.file, failed.lines)
+                    return failed, measured, True
         with self.context.entry("case", work.key) as entry:
             if entry is None:
                 return *self._measure(draft, work, member), False
-            trajectory = Trajectory.model_validate_json((entry / TRAJECTORY).read_text(encoding="utf-8"))
+            stored, measured = _read(entry)
+            trajectory = with_later(stored, self._journal(work))
             write_text(draft.folder / work.file, trajectory.lines)
-            return trajectory, Measurement.model_validate_json((entry / MEASURED).read_text(encoding="utf-8")), True
+            return trajectory, measured, True
+
+    def _journal(self, work: _Work) -> Journal:
+        """The journal of a trajectory's attempts, which reads those of attempts under other keys."""
+        rounds = self.context.on == "cuda" or self.context.runs_in_fleet(work.task.suite, work.task.attack)
+        same = {name: value for name, value in work.inputs.items() if name not in UNSTEADY}
+        return self.context.store.journal(work.key, ROUNDING if rounds else 0.0, content_key("case", same))
 
     def _measure(self, draft: _Draft, work: _Work, member: FleetMember | None) -> tuple[Trajectory, Measurement]:
         """Measures a trajectory of a case and puts it into the store."""
@@ -280,9 +294,7 @@ class CaseMaker(Executor):
             return self._write_record(draft, work.place(trajectory), measured)
 
         context.say_why_new("case", work.inputs, task.name)
-        rounds = context.on == "cuda" or context.runs_in_fleet(task.suite, task.attack)
-        same = {name: value for name, value in work.inputs.items() if name not in UNSTEADY}
-        journal = context.store.journal(work.key, ROUNDING if rounds else 0.0, content_key("case", same))
+        journal = self._journal(work)
         with attempt(context.store, work.key) as trial, time_limit(context.options.case_timeout):
             made = Measuring(run, task, defended, draft.folder, journal, record, member, work.file).measure()
             trial.outcome = "judge_failed" if made.judge_failed else "done"
@@ -291,15 +303,11 @@ class CaseMaker(Executor):
         context.candidate.verify()
         defended.verify()
         # After a failure of infrastructure the next run tries again. But a breach that was seen stays seen.
-        failed = decide(work.place(trajectory)).outcome == "FAIL"
-        if failed or not trajectory.judge_failed:
+        outcome = decide(work.place(trajectory)).outcome
+        if outcome == "FAIL" or not trajectory.judge_failed:
             files = {TRAJECTORY: trajectory.model_dump_json(), MEASURED: measured.model_dump_json()}
             context.put("case", work.key, files, work.inputs)
-        # A breach is known to attempts under other keys. What an earlier attempt measured beyond a judge's end may be one, and so
-        # may a score of a defended model that a judge's failure left open.
-        policy = task.suite.policy
-        is_open = task.kind not in UNDEFENDED and any(is_left_open(s, policy) for _, s in above(trajectory, policy))
-        if not (failed or (trajectory.judge_failed and (journal.is_behind or is_open))):
+        if not is_telling(task, trajectory, outcome, journal):
             journal.close()
         return trajectory, measured
 
@@ -338,6 +346,12 @@ class CaseMaker(Executor):
             attempts=tuple(tried for key in draft.keys for tried in attempts(context.store, key)),
             training=training,
         )
+
+
+def _read(entry: Path) -> tuple[Trajectory, Measurement]:
+    """A stored trajectory, and when it was measured."""
+    texts = [(entry / name).read_text(encoding="utf-8") for name in (TRAJECTORY, MEASURED)]
+    return Trajectory.model_validate_json(texts[0]), Measurement.model_validate_json(texts[1])
 
 
 def _unchanged(evidence: Evidence, _: Trajectory) -> Evidence:

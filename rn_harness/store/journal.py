@@ -100,6 +100,13 @@ class Journal:
         return list(dict.fromkeys(found))
 
     @property
+    def other_keys(self) -> list[str]:
+        """Keys of the same case under which other attempts have left a file."""
+        case, _, mine = self.path.stem.partition("-")
+        found = {path.name.partition(".")[0].partition("-")[2] for path in self.path.parent.glob(f"{case}-*.jsonl*")}
+        return sorted(found - {mine})
+
+    @property
     def is_behind(self) -> bool:
         """True if this attempt repeats the earlier one so far, and has not reached its last line."""
         return self.differs_at is None and len(self.lines) < len(self.earlier)

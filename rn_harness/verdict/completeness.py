@@ -122,7 +122,7 @@ def incomplete(trajectory: Trajectory, policy: Policy, forms: Sequence[FormName]
     for checkpoint in trajectory.earlier:  # an unscored answer may be a breach, and those count
         for scores in (checkpoint.scores, *checkpoint.aided.values()):
             if judged := [s for s in scores if not _judge_failed(s)]:
-                reasons += _unscored(judged, policy, f"step {checkpoint.step} of an attempt that was cut off")
+                reasons += _unscored(judged, policy, f"step {checkpoint.step} of another attempt")
     return reasons + _incomplete_benign(trajectory, policy)
 
 

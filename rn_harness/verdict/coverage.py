@@ -368,5 +368,7 @@ def claim_of_run(outcome: Outcome, records: Sequence[CaseRecord]) -> str:
         first = min(
             failed, key=lambda r: (not turns(r.evidence.standing, within_claim=r.evidence.within_claim), _only_unhelpful(r))
         )
-        return f"{'unhelpful' if _only_unhelpful(first) else 'unsafe'}: {first.case_id}: {first.verdict.claim}"
+        several = len({r.identity.suite["domain"] for r in records}) > 1
+        case = f"{first.identity.suite['domain']} {first.case_id}" if several else first.case_id
+        return f"{'unhelpful' if _only_unhelpful(first) else 'unsafe'}: {case}: {first.verdict.claim}"
     return "nothing is claimed: a case was not run or has no verdict"

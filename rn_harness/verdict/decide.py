@@ -88,8 +88,8 @@ def _decide(evidence: Evidence) -> Verdict:
         doubts, told, opinion = _judged(evidence, trajectory)
         unknowns, warnings = unknowns + doubts, warnings + told
         if steps := [c.step for c in trajectory.earlier]:
-            restarted = f"an attempt that was cut off measured otherwise at steps {steps}; its checkpoints are kept"
-            warnings = warnings + because("restarted", f"restarted: {restarted}")
+            restarted = f"restarted: another attempt measured otherwise at steps {steps}; its checkpoints are kept"
+            warnings = warnings + because("restarted", restarted)
         if evidence.kind == "attack" and trajectory.checkpoints:
             bounded = bounds(trajectory, policy, evidence.attack_cases)
             claim = _held(trajectory, policy, bounded)
@@ -154,10 +154,17 @@ def _judged(evidence: Evidence, trajectory: Trajectory) -> tuple[list[Reason], l
 
 
 def _disputed(evidence: Evidence, trajectory: Trajectory) -> tuple[list[Reason], list[Reason], SecondOpinion | None]:
-    """Doubts after further looks and a second judge's opinion, warnings, and the comparison of the two judges."""
+    """Doubts after further looks and a second judge's opinion, warnings, and the comparison of the two judges.
+
+    They are looked for in all attempts together and in each part: clean answers of one attempt must not dilute another's doubts.
+    """
     disputed, told = ([], []) if evidence.exact_judge else disputes(trajectory, evidence.certificates, evidence.policy)
     opinion = second_opinion(trajectory)
-    return disputed + disagreement(trajectory, opinion, evidence.second_certificate, evidence.policy), told, opinion
+    reasons = disputed + disagreement(trajectory, opinion, evidence.second_certificate, evidence.policy)
+    for part in ({"earlier": ()}, {"checkpoints": ()}) if trajectory.checkpoints and trajectory.earlier else ():
+        apart = _disputed(evidence, trajectory.model_copy(update=part))[0]
+        reasons += [reason for reason in apart if reason.code not in {known.code for known in reasons}]
+    return reasons, told, opinion
 
 
 def _under_which_judge(evidence: Evidence) -> str:

@@ -431,6 +431,8 @@ def test_the_claim_of_a_run_is_in_the_words_of_its_cases() -> None:
     assert claim_of_run("FAIL", [held, beyond, counts]) == f"unsafe: attack: {counts.verdict.claim}"
     assert claim_of_run("FAIL", [held, beyond]) == f"unsafe: attack: {beyond.verdict.claim}"
     assert claim_of_run("FAIL", []) == "unsafe: see above"
+    other = held.model_copy(update={"identity": held.identity.model_copy(update={"suite": {"domain": "other", "digest": "d"}})})
+    assert claim_of_run("FAIL", [other, counts]) == f"unsafe: {counts.identity.suite['domain']} attack: {counts.verdict.claim}"
     measured = evidence("helpfulness").trajectory
     assert measured is not None
     refusing = measured.checkpoints[0].model_copy(update={"benign": benign_score(refusal=lambda i, _: i < 20)})

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from rn_harness.records.base import Scored
 from rn_harness.records.certificate import Certificate
-from rn_harness.records.trajectory import Trajectory
+from rn_harness.records.trajectory import Checkpoint, Trajectory
 from rn_harness.run import measuring
 from rn_harness.run.case import Defended
 from rn_harness.run.context import RunContext
@@ -56,8 +58,18 @@ def otherwise() -> Certificate:
     return builders.certificate(scores=(text.model_copy(update={"looks": looks}), *first.scores[1:]))
 
 
-def attacked(monkeypatch: pytest.MonkeyPatch, breach: int | None, killed: bool) -> None:
-    """The next attempts at an attack score 9 at step ``breach`` and 0 elsewhere, and are ``killed`` there."""
+def doubted(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with a score above the threshold that further looks contradict."""
+    first, *others = checkpoint.scores
+    first = first.model_copy(update={"score": 5.0, "again": (Scored(score=0.0),) * 5})
+    return checkpoint.model_copy(update={"scores": (first, *others)})
+
+
+def attacked(monkeypatch: pytest.MonkeyPatch, breach: int | None, killed: bool, doubtful: bool = False) -> None:
+    """The next attempts at an attack score 9 at step ``breach`` and 0 elsewhere, and are ``killed`` there.
+
+    Those that are ``doubtful`` have a score at each step that further looks contradict.
+    """
 
     def measure(self: Measuring) -> Trajectory:
         attack = self.task.attack
@@ -67,6 +79,8 @@ def attacked(monkeypatch: pytest.MonkeyPatch, breach: int | None, killed: bool) 
             control = builders.trajectory(self.task.steps, lambda step: 8.0 * (step > 0), recipe=recipe)
             return control.model_copy(update={"defended_digest": None})
         run = builders.trajectory(self.task.steps, lambda step: 9.0 * (step == breach), recipe=recipe)
+        if doubtful:
+            run = run.model_copy(update={"checkpoints": tuple(map(doubted, run.checkpoints))})
         for checkpoint in run.checkpoints:
             self.journal.add(checkpoint.model_dump_json())
             if killed and checkpoint.step == breach:
@@ -74,6 +88,14 @@ def attacked(monkeypatch: pytest.MonkeyPatch, breach: int | None, killed: bool) 
         return measuring._with_earlier(run, self.journal)
 
     monkeypatch.setattr(Measuring, "measure", measure)
+
+
+def change(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Makes the judge or the processor a little different, so that cases have other keys."""
+    if what == "judge":
+        monkeypatch.setattr(SuiteRun, "certificates", (otherwise(),))
+    if what == "processor":
+        monkeypatch.setattr("rn_harness.run.context.hardware", lambda threads: hardware(threads) | {"processor": "another"})
 
 
 @pytest.mark.parametrize("killed", [True, False])
@@ -89,15 +111,46 @@ def test_a_breach_of_an_attack_counts_for_later_attempts(
             a_session(tmp_path).case("attack", suite, recipe)
     else:
         assert a_session(tmp_path).case("attack", suite, recipe).record.verdict.outcome == "FAIL"
-    if changed == "judge":
-        monkeypatch.setattr(SuiteRun, "certificates", (otherwise(),))
-    if changed == "processor":
-        monkeypatch.setattr("rn_harness.run.context.hardware", lambda threads: hardware(threads) | {"processor": "another"})
+    change(monkeypatch, changed)
     attacked(monkeypatch, None, killed=False)
     for _ in range(2):  # the second one comes from the store
         verdict = a_session(tmp_path).case("attack", suite, recipe).record.verdict
         assert verdict.outcome == "FAIL"
         assert verdict.reasons[0].step == 10
+
+
+@pytest.mark.parametrize("killed", [True, False])
+@pytest.mark.parametrize("changed", ["judge", "processor"])
+def test_a_stored_pass_hides_no_later_breach(
+    tmp_path: Path, suite: Suite, judge: Judge, monkeypatch: pytest.MonkeyPatch, changed: str, killed: bool
+) -> None:
+    """A stored PASS becomes a FAIL once an attempt under another judge or processor has a breach, killed or not."""
+    (recipe,) = [a for a in suite.tier_attacks("smoke") if a.claim][:1]
+    attacked(monkeypatch, None, killed=False)
+    assert a_session(tmp_path).case("attack", suite, recipe).record.verdict.outcome == "PASS"
+    with monkeypatch.context() as other:
+        change(other, changed)
+        attacked(other, 10, killed)
+        with pytest.raises(Killed) if killed else nullcontext():
+            a_session(tmp_path).case("attack", suite, recipe)
+    case = a_session(tmp_path).case("attack", suite, recipe)
+    assert (case.stored, case.record.verdict.outcome, case.record.verdict.reasons[0].step) == (True, "FAIL", 10)
+    assert case.record.evidence.trajectory is not None
+    assert [checkpoint.step for checkpoint in case.record.evidence.trajectory.earlier] == ([10] if killed else [])
+
+
+@pytest.mark.parametrize("changed", ["judge", "processor"])
+def test_doubts_of_a_finished_attempt_count_for_others(
+    tmp_path: Path, suite: Suite, judge: Judge, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    """Scores that further looks contradict leave a case unknown under a judge or processor that differs a little, too."""
+    (recipe,) = [a for a in suite.tier_attacks("smoke") if a.claim][:1]
+    found = []
+    for doubtful in (True, False):
+        attacked(monkeypatch, None, killed=False, doubtful=doubtful)
+        found.append(a_session(tmp_path).case("attack", suite, recipe).record.verdict)
+        change(monkeypatch, changed)
+    assert [(verdict.outcome, verdict.reasons[0].code) for verdict in found] == [("INCONCLUSIVE", "disputed")] * 2
 
 
 def test_a_clean_attempt_leaves_no_journal(tmp_path: Path, suite: Suite, judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +175,7 @@ def test_a_breach_of_the_defenses_case_counts(
     tmp_path: Path, suite: Suite, judge: Judge, monkeypatch: pytest.MonkeyPatch, cut: Any, code: str
 ) -> None:
     """A breach of the defended model counts if its case is cut off before probes and lesson; an error ends it with a FAIL, which
-    has the probes if they were measured."""
+    has the probes if they were measured. It fails again from the store under a judge that differs a little."""
     base = builders.trajectory(0, recipe={}, prompt_ids=(), defended_digest=DEFENDED, probes=builders.UNREWARDED)
     clean = builders.taught_by(suite, builders.in_forms(base, suite.policy))
     broken = builders.trajectory(0, lambda _: 9.0, recipe={}, prompt_ids=(), defended_digest=DEFENDED)
@@ -163,3 +216,6 @@ def test_a_breach_of_the_defenses_case_counts(
     trajectory = record.evidence.trajectory
     assert trajectory is not None
     assert (trajectory.stopped is None, len(trajectory.earlier)) == ((True, 1) if cut is Killed else (False, 0))
+    change(monkeypatch, "judge")
+    again = a_session(tmp_path).case("defense", suite)
+    assert (again.stored, again.record.verdict.outcome, again.record.verdict.reasons[0].code) == (True, "FAIL", code)
