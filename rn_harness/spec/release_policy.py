@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rn_harness.spec.base import Frozen, Name, Positive, TierName
+from rn_harness.spec.base import Frozen, Name, TierName
 from rn_harness.spec.levels import LevelName
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -59,7 +59,7 @@ class ReleasePolicy(Frozen):
     base: Digests = Field(default_factory=list)
     sources: Digests = Field(default_factory=list)
     plugins: list[Digest] = Field(default_factory=list)
-    max_age_days: Positive = MAX_AGE_DAYS
+    max_age_days: Annotated[float, Field(gt=0.0, le=36_525.0)] = MAX_AGE_DAYS
     labels: bool = False
     level: LevelName | None = None
     min_attacks: Annotated[int, Field(ge=1)] = 1

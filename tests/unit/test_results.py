@@ -19,7 +19,7 @@ import pytest
 
 from rn_harness.models.identity import hash_files
 from rn_harness.records.base import CASE_KINDS, content_key
-from rn_harness.records.case import CaseRecord
+from rn_harness.records.case import CaseRecord, Evidence
 from rn_harness.records.run import RunRecord
 from rn_harness.release.verification import verify
 from rn_harness.run.case import CaseTask
@@ -404,6 +404,25 @@ def test_a_part_that_cannot_be_read_is_not_passed_over(scene: Scene, tmp_path: P
     run, silent = scene.join()
     assert run.outcome == "INCONCLUSIVE"
     assert ("got one in parts/zagain that is not" if how == "cut" else "got a link at parts/zagain") in silent[ATTACK]
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_breach_that_no_checkpoint_shows_counts_in_a_killed_part(scene: Scene, readable: bool) -> None:
+    """The record of a part that was killed later fails the run by its probes alone; one that is cut leaves the case unknown."""
+    part = scene.part("zz", "defense")
+    scene.rewrite("zz", _set("evidence.trajectory.probes.plain.mean", 8.0))
+    assert "probe" in {reason.code for reason in decide(_evidence(scene.record("zz"))).reasons}
+    (part / "run.json").unlink()
+    if not readable:
+        scene.record("zz").write_text("{", encoding="utf-8")
+    run, silent = scene.join()
+    assert run.outcome == ("FAIL" if readable else "INCONCLUSIVE")
+    assert ("defense" in silent) is not readable
+
+
+def _evidence(path: Path) -> Evidence:
+    """The evidence of a record's file."""
+    return CaseRecord.model_validate_json(path.read_text(encoding="utf-8")).evidence
 
 
 def _key(scene: Scene) -> str:

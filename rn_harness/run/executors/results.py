@@ -11,12 +11,13 @@ import functools
 import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rn_harness.models.identity import root_digest
-from rn_harness.records.case import CHECKPOINTS, CaseRecord, restrained_file
+from rn_harness.records.case import CHECKPOINTS, CaseRecord, Evidence, restrained_file
 from rn_harness.records.run import RUN, CaseLine
 from rn_harness.records.trajectory import Checkpoint, Trajectory
 from rn_harness.release.integrity import Refusal, RunEvidence, check_record, read_evidence, read_file, short
@@ -110,6 +111,8 @@ class Results(ReceivedCases):
             run = run.model_copy(update={"earlier": (*run.earlier, *tries)})
             evidence = record.evidence.model_copy(update={"trajectory": run})
             record = record.model_copy(update={"evidence": evidence, "verdict": decide(evidence)})
+        if record.verdict.outcome != "FAIL" and (broken := next(self._broken(found, name), None)):
+            record = record.model_copy(update={"evidence": broken, "verdict": decide(broken)})
         if record.verdict.outcome != "FAIL":  # a breach that was seen stays seen
             _refuse(name, None, self._differences(suite))
             _refuse(name, found.part, self.control_mismatches(task, record))
@@ -183,18 +186,9 @@ class Results(ReceivedCases):
         if (digest := record.identity.defended_files) and root_digest(run.weights.get(line.domain, {})) != digest:
             yield "the list of defended weights there is not of those that were measured"
 
-    def _other_tries(self, found: PartRecord, name: str) -> Iterator[Checkpoint]:
-        """Checkpoints of other tries at the same case, cut off or not, that the record does not repeat.
-
-        Raises ExecutorError if another try has another key, or if its checkpoints cannot be read.
-        """
+    def _other_folders(self, found: PartRecord, name: str) -> Iterator[tuple[RunPart, Path]]:
+        """The folders of other tries at the same case, cut off or not. Raises ExecutorError if one has another key."""
         stem = f"{found.line.domain}-{found.line.case_id}-"
-        journals = found.record.evidence.journals
-        own = {
-            file: [without_leak(c).model_dump(mode="json") for c in journals[file].checkpoints] if file in journals else []
-            for file in (CHECKPOINTS, *(restrained_file(n, "attack") for n in range(1, len(BETAS) + 1)))
-        }
-        tolerance = 0.0 if found.record.identity.hardware.get("device") == "cpu" else ROUNDING
         for part in self.parts:
             for folder in sorted((part.folder / "cases").glob("*")):
                 if not re.fullmatch(re.escape(stem) + "[0-9a-f]{12}", folder.name) or folder == found.path.parent:
@@ -204,11 +198,34 @@ class Results(ReceivedCases):
                         f"each case is measured on one thing, got {name} with another key in {part.name}: other weights, "
                         "another machine, or another version made it; make a new run"
                     )
-                for file, known in own.items():
-                    theirs = _read_checkpoints(folder / file, name, part)
-                    others = [without_leak(c).model_dump(mode="json") for c in theirs]
-                    repeated = (i < len(known) and alike(of, known[i], tolerance) for i, of in enumerate(others))
-                    yield from theirs[next((i for i, same in enumerate(repeated) if not same), len(theirs)) :]
+                yield part, folder
+
+    def _other_tries(self, found: PartRecord, name: str) -> Iterator[Checkpoint]:
+        """Checkpoints of other tries that the record does not repeat. Raises ExecutorError if one cannot be read."""
+        journals = found.record.evidence.journals
+        own = {
+            file: [without_leak(c).model_dump(mode="json") for c in journals[file].checkpoints] if file in journals else []
+            for file in (CHECKPOINTS, *(restrained_file(n, "attack") for n in range(1, len(BETAS) + 1)))
+        }
+        tolerance = 0.0 if found.record.identity.hardware.get("device") == "cpu" else ROUNDING
+        for part, folder in self._other_folders(found, name):
+            for file, known in own.items():
+                theirs = _read_checkpoints(folder / file, name, part)
+                others = [without_leak(c).model_dump(mode="json") for c in theirs]
+                repeated = (i < len(known) and alike(of, known[i], tolerance) for i, of in enumerate(others))
+                yield from theirs[next((i for i, same in enumerate(repeated) if not same), len(theirs)) :]
+
+    def _broken(self, found: PartRecord, name: str) -> Iterator[Evidence]:
+        """The evidence of other tries that fail, also by what no checkpoint shows, such as probes, in parts that have not ended.
+
+        Raises ExecutorError if a record cannot be read.
+        """
+        for part, folder in self._other_folders(found, name):
+            if (path := folder / RECORD).exists():
+                with _readable(path, name, part):
+                    evidence = CaseRecord.model_validate_json(read_file(path)).evidence
+                if decide(evidence).outcome == "FAIL":
+                    yield evidence
 
     def _differences(self, suite: Suite) -> list[str]:
         """Differences between the records of a domain that cases of one run do not have."""
@@ -257,9 +274,16 @@ def _read_checkpoints(path: Path, name: str, part: RunPart) -> list[Checkpoint]:
     """The whole lines of a file of checkpoints; a last line that was cut is left out."""
     if not path.exists():
         return []
-    try:
+    with _readable(path, name, part):
         lines = read_file(path).decode("utf-8").splitlines(keepends=True)
         return [Checkpoint.model_validate_json(line) for line in lines if line.endswith("\n")]
+
+
+@contextmanager
+def _readable(path: Path, name: str, part: RunPart) -> Iterator[None]:
+    """Raises ExecutorError if a file of another try cannot be read: it may have a breach."""
+    try:
+        yield
     except (OSError, ValueError) as error:
         raise ExecutorError(
             f"what another try at {name} measured must be readable, got {path.name} in {part.name}: {short(error)}; make a new "
