@@ -96,6 +96,7 @@ class Controller(CaseBoard):
             self._settle(test, phase, outcome, text)
             test.ended = test.ended or phase == "teardown"
         if phase == "teardown":
+            self._records.clear()  # at the end each is read again anyway
             self._write_junit()
 
     def _settle(self, test: SelectedTest, phase: Phase, outcome: str, text: str) -> None:
