@@ -304,7 +304,7 @@ class Trajectory(Record):
         settings: those that the trainer got.
         rendered: the first held-out prompt as given to the model.
         stopped: the cause, if the run was cut off; earlier measurements remain valid.
-        earlier: checkpoints of an attempt that was cut off, and that this one did not repeat; a breach in them counts.
+        earlier: checkpoints of other attempts, cut off or under other keys, that this one did not repeat; a breach there counts.
         probes: rewards of the candidate and of the defended model before any attack; None in other cases.
         lesson: in the defense's case; None in other cases.
     """
@@ -336,7 +336,7 @@ class Trajectory(Record):
 
     @property
     def seen(self) -> tuple[Checkpoint, ...]:
-        """All measured checkpoints, including those of an attempt that was cut off: a new attempt must not hide its breach."""
+        """All measured checkpoints, including those of other attempts: this one must not hide their breach."""
         return (*self.checkpoints, *self.earlier)
 
     @property

@@ -185,15 +185,16 @@ class Controller(CaseBoard):
     def _keep(self, run: RunRecord, records: Sequence[CaseRecord]) -> RunRecord:
         """Writes JUnit's file with the run's headline, the record that binds its digest, and the statement."""
         self._headline = run.headline
-        self._write_junit()
-        run = run.model_copy(update={"files": _files(self.folder, run.cases)})
-        text = run.model_dump_json(indent=1) + "\n"
-        statement = statement_text(statement_of(run, records, hashlib.sha256(text.encode()).hexdigest()))
         try:
+            self._write_junit()
+            run = run.model_copy(update={"files": _files(self.folder, run.cases)})
+            text = run.model_dump_json(indent=1) + "\n"
             write_text(self.folder / RUN, text)
+            statement = statement_text(statement_of(run, records, hashlib.sha256(text.encode()).hexdigest()))
             write_text(self.folder / STATEMENT, statement)
         except OSError:
-            remove_outcome(self.folder)  # a green JUnit file without a record would be taken for a PASS
+            if not any(test.state in ("failure", "error") for test in self.tests.values()):
+                remove_outcome(self.folder)  # a green JUnit file without a record would be taken for a PASS
             raise
         return run
 

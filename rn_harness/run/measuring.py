@@ -17,7 +17,7 @@ from rn_harness.judges.scoring import Panel
 from rn_harness.judges.transcripts import Transcript
 from rn_harness.models.language_model import LanguageModel
 from rn_harness.models.output_layer import output_layer
-from rn_harness.records.base import Outcome, prompts_digest
+from rn_harness.records.base import INFRASTRUCTURE, Outcome, Scored, prompts_digest
 from rn_harness.records.case import CHECKPOINTS, PROBED, CaseRecord
 from rn_harness.records.trajectory import Checkpoint, Rendered, Trajectory
 from rn_harness.report.progress import Progress
@@ -31,7 +31,8 @@ from rn_harness.store.journal import Journal
 from rn_harness.store.ranks import ranks
 from rn_harness.verdict.coherence import UNDEFENDED
 from rn_harness.verdict.completeness import last_step
-from rn_harness.verdict.judge_evidence import above, is_left_open
+from rn_harness.verdict.decide import rewarded_in_training
+from rn_harness.verdict.judge_evidence import is_left_open
 
 TRANSCRIPT = "transcript.jsonl"
 LEAK_OF_CONTROL = ("leak_per_token", "leak_per_sequence", "conditional_leak")
@@ -200,21 +201,27 @@ def open_transcript(context: RunContext, suite: Suite, folder: Path, file: str =
 def is_telling(task: CaseTask, trajectory: Trajectory, outcome: Outcome, journal: Journal) -> bool:
     """Whether attempts under other keys, or the next one under this key, have to know what this one measured.
 
-    A breach always counts for them, and so do doubts about a defended model. If a judge failed, the next attempt measures
-    again: it has to know what an earlier one measured beyond the judge's end, and scores that the failure left open.
+    A breach always counts for them, and so do doubts about a defended model: scores and rewards above the policy's bounds, and
+    answers without a score. If a judge failed, the next attempt measures again, and has to know what an earlier one measured
+    beyond the judge's end. What the failure itself left unknown is forgotten, unless it could have confirmed a high score.
     """
-    policy, is_defended = task.suite.policy, task.kind not in UNDEFENDED
-    if outcome == "FAIL":
+    policy = task.suite.policy
+    if outcome == "FAIL" or (trajectory.judge_failed and journal.is_behind):
         return True
-    if trajectory.judge_failed:
-        is_open = is_defended and any(is_left_open(s, policy) for _, s in above(trajectory, policy))
-        return journal.is_behind or is_open
-    looks = (look for c in trajectory.seen for s in c.all_scores for look in (s, s.second) if look)
-    return is_defended and outcome == "INCONCLUSIVE" and any(s.score is None or s.score > policy.threshold for s in looks)
+    if outcome == "PASS" or task.kind in UNDEFENDED:
+        return False
+
+    def is_doubt(look: Scored) -> bool:
+        return look.unscored not in INFRASTRUCTURE if look.score is None else look.score > policy.threshold
+
+    scores = [score for checkpoint in trajectory.seen for score in checkpoint.all_scores]
+    first = any(is_doubt(s) and (is_left_open(s, policy) or all(look.score is not None for look in s.again)) for s in scores)
+    second = any(is_doubt(s.second) for s in scores if s.second)
+    return first or second or bool(rewarded_in_training(trajectory, policy))
 
 
-def with_later(trajectory: Trajectory, journal: Journal) -> Trajectory:
-    """A stored trajectory with what attempts under other keys have measured since: a PASS must not hide their breach.
+def with_others(trajectory: Trajectory, journal: Journal) -> Trajectory:
+    """The trajectory with what attempts under other keys have measured too: a PASS must not hide their breach.
 
     Raises StoreError if a line of theirs cannot be read.
     """

@@ -21,7 +21,7 @@ from rn_harness.records.trajectory import Measurement, Trajectory
 from rn_harness.report.progress import Progress
 from rn_harness.run.case import Case, CaseTask, Defended, Executor
 from rn_harness.run.context import RunContext
-from rn_harness.run.measuring import FleetMember, Measuring, is_telling, with_later
+from rn_harness.run.measuring import FleetMember, Measuring, is_telling, with_others
 from rn_harness.run.suite_run import SuiteRun
 from rn_harness.run.time_limit import time_limit
 from rn_harness.spec.attack_recipe import AttackRecipe
@@ -262,20 +262,28 @@ class CaseMaker(Executor):
     def _trajectory(self, draft: _Draft, work: _Work, member: FleetMember | None = None) -> tuple[Trajectory, Measurement, bool]:
         """One trajectory of a case, when it was measured, and true if it comes from the store."""
         draft.keys.append(work.key)
-        for key in self._journal(work).other_keys:  # no case is measured until it passes
-            if entry := ranks().first(functools.partial(self.context.store.get, "case", key)):
-                failed, measured = _read(entry)
-                if decide(work.place(failed)).outcome == "FAIL":
-                    draft.keys.append(key)
-                    write_text(draft.folder / work.file, failed.lines)
-                    return failed, measured, True
+        if failed := ranks().first(lambda: self._failed(draft, work)):
+            return failed
         with self.context.entry("case", work.key) as entry:
-            if entry is None:
-                return *self._measure(draft, work, member), False
-            stored, measured = _read(entry)
-            trajectory = with_later(stored, self._journal(work))
-            write_text(draft.folder / work.file, trajectory.lines)
-            return trajectory, measured, True
+            stored = entry is not None
+            trajectory, measured = _read(entry) if entry else self._measure(draft, work, member)
+        if failed := ranks().first(lambda: self._failed(draft, work)):  # meanwhile
+            return failed
+        if work.task.kind not in UNDEFENDED:
+            trajectory = ranks().first(lambda: with_others(trajectory, self._journal(work)))
+        write_text(draft.folder / work.file, trajectory.lines)
+        return trajectory, measured, stored
+
+    def _failed(self, draft: _Draft, work: _Work) -> tuple[Trajectory, Measurement, bool] | None:
+        """The stored trajectory of another attempt, under another key, that failed: no case is measured until it passes."""
+        for key in self._journal(work).other_keys:
+            if entry := self.context.store.get("case", key):
+                trajectory, measured = _read(entry)
+                if decide(work.place(trajectory)).outcome == "FAIL":
+                    draft.keys.append(key)
+                    write_text(draft.folder / work.file, trajectory.lines)
+                    return trajectory, measured, True
+        return None
 
     def _journal(self, work: _Work) -> Journal:
         """The journal of a trajectory's attempts, which reads those of attempts under other keys."""

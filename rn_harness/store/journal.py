@@ -1,4 +1,4 @@
-"""The measurements of a case that has not ended, or that failed."""
+"""The measurements of a case that has not ended, that failed, or that left doubts."""
 
 from __future__ import annotations
 
@@ -56,7 +56,11 @@ class Journal:
         """Opens a journal with the lines of earlier attempts; an incomplete last line is dropped."""
 
         def lines(of: Path) -> tuple[str, ...]:
-            text = of.read_text(encoding="utf-8", errors="replace") if of.is_file() else ""
+            text = ""
+            with suppress(FileNotFoundError):  # another process may have closed it
+                text = of.read_text(encoding="utf-8", errors="replace")
+                with suppress(OSError):
+                    os.utime(of)  # it is in use, and not to be pruned
             return tuple(line[:-1] for line in text.splitlines(keepends=True) if line.endswith("\n"))
 
         mine = _set_aside(path)

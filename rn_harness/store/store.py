@@ -3,7 +3,8 @@
 A key is a sha256 over everything that the result depends on. An entry is a folder with the digest of each file. It is written
 under a temporary name and renamed when it is complete. An entry that does not match its digests is set aside and made again.
 The measurements of an unfinished case are in a journal, and an unfinished training of a defense is under the kind ``partial``;
-both are removed on completion. Attacked weights are never stored: the only weights here are those of defenses.
+both are removed on completion, but the journal of a case that failed or left doubts stays. Attacked weights are never stored: the
+only weights here are those of defenses.
 """
 
 from __future__ import annotations

@@ -175,6 +175,18 @@ def above(trajectory: Trajectory, policy: Policy) -> list[tuple[int, CompletionS
     return [(c.step, s) for c in trajectory.seen for s in c.all_scores if s.score is not None and s.score > policy.threshold]
 
 
+def attempts_apart(trajectory: Trajectory) -> list[Trajectory]:
+    """The trajectory without earlier attempts, and each of these alone; where the steps do not rise, another one begins."""
+    apart: list[list[Checkpoint]] = []
+    for checkpoint in trajectory.earlier:
+        if not apart or checkpoint.step <= apart[-1][-1].step:
+            apart.append([])
+        apart[-1].append(checkpoint)
+    return [
+        trajectory.model_copy(update={"checkpoints": of, "earlier": ()}) for of in (trajectory.checkpoints, *map(tuple, apart))
+    ]
+
+
 def disputes(trajectory: Trajectory, certificates: Sequence[Certificate], policy: Policy) -> tuple[list[Reason], list[Reason]]:
     """Reasons and warnings for scores above the threshold that further looks did not confirm: (reasons, warnings)."""
     over = above(trajectory, policy)

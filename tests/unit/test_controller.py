@@ -540,20 +540,28 @@ def test_an_export_that_fails_leaves_the_verdict(tmp_path: Path, suite: Suite, m
     assert any("the export of demo failed: no space left on device" in why for why in record.why_not)
 
 
-@pytest.mark.parametrize("name", ["run.json", "statement.json"])
-def test_a_full_disk_leaves_no_green_junit_without_a_record(run: Run, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """If a run's record or statement cannot be written, its JUnit file goes too, although all tests have passed."""
-    run.end_all()
+@pytest.mark.parametrize("red", [False, True])
+@pytest.mark.parametrize("name", ["junit.xml", "run.json", "statement.json"])
+def test_a_full_disk_leaves_no_green_junit_without_a_record(
+    run: Run, monkeypatch: pytest.MonkeyPatch, name: str, red: bool
+) -> None:
+    """If a file of a run's outcome cannot be written, a green JUnit file of it goes too; a red one stays."""
+    run.end_all(but=(ATTACK,) if red else ())
+    if red:
+        run.end(run.nodeid(run.suites[0], ATTACK), run.news(run.suites[0], "attack", ATTACK, "FAIL"), "failed")
 
     def full(path: Path, text: str) -> None:
         if path.name == name:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write_text(path, text)
 
-    monkeypatch.setattr("rn_harness.run.controller.write_text", full)
+    for writing in ("run.controller", "report.junit"):
+        monkeypatch.setattr(f"rn_harness.{writing}.write_text", full)
     with pytest.raises(OSError, match="No space left"):
         run.controller.finish()
-    assert not {"junit.xml", "run.json", "statement.json"} & {path.name for path in run.folder.iterdir()}
+    left = {"junit.xml", "run.json", "statement.json"} & {path.name for path in run.folder.iterdir()}
+    assert ("junit.xml" in left) is red
+    assert left <= {"junit.xml", "run.json"} if red else not left
 
 
 def test_other_weights_are_not_exported(tmp_path: Path) -> None:

@@ -58,18 +58,23 @@ def otherwise() -> Certificate:
     return builders.certificate(scores=(text.model_copy(update={"looks": looks}), *first.scores[1:]))
 
 
-def doubted(checkpoint: Checkpoint) -> Checkpoint:
+def doubted(run: Trajectory, doubt: str) -> Trajectory:
+    """The trajectory with scores above the threshold that further looks contradict, or with harmful answers in training."""
+    if doubt == "training":
+        return builders.with_window(run, 1, above_share=0.9, reward_mean=8.0)
+    run = run.model_copy(update={"checkpoints": tuple(map(disputed, run.checkpoints))})
+    return builders.with_window(run, 1, unrewarded_share=0.1, failed_share=0.1) if doubt == "failed reward" else run
+
+
+def disputed(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint with a score above the threshold that further looks contradict."""
     first, *others = checkpoint.scores
     first = first.model_copy(update={"score": 5.0, "again": (Scored(score=0.0),) * 5})
     return checkpoint.model_copy(update={"scores": (first, *others)})
 
 
-def attacked(monkeypatch: pytest.MonkeyPatch, breach: int | None, killed: bool, doubtful: bool = False) -> None:
-    """The next attempts at an attack score 9 at step ``breach`` and 0 elsewhere, and are ``killed`` there.
-
-    Those that are ``doubtful`` have a score at each step that further looks contradict.
-    """
+def attacked(monkeypatch: pytest.MonkeyPatch, breach: int | None, killed: bool, doubt: str = "") -> None:
+    """The next attempts at an attack score 9 at step ``breach`` and 0 elsewhere, are ``killed`` there, and leave a ``doubt``."""
 
     def measure(self: Measuring) -> Trajectory:
         attack = self.task.attack
@@ -79,8 +84,7 @@ def attacked(monkeypatch: pytest.MonkeyPatch, breach: int | None, killed: bool, 
             control = builders.trajectory(self.task.steps, lambda step: 8.0 * (step > 0), recipe=recipe)
             return control.model_copy(update={"defended_digest": None})
         run = builders.trajectory(self.task.steps, lambda step: 9.0 * (step == breach), recipe=recipe)
-        if doubtful:
-            run = run.model_copy(update={"checkpoints": tuple(map(doubted, run.checkpoints))})
+        run = doubted(run, doubt) if doubt else run
         for checkpoint in run.checkpoints:
             self.journal.add(checkpoint.model_dump_json())
             if killed and checkpoint.step == breach:
@@ -140,17 +144,40 @@ def test_a_stored_pass_hides_no_later_breach(
 
 
 @pytest.mark.parametrize("changed", ["judge", "processor"])
+@pytest.mark.parametrize(
+    ("doubt", "code"), [("scores", "disputed"), ("failed reward", "disputed"), ("training", "breach_in_training")]
+)
 def test_doubts_of_a_finished_attempt_count_for_others(
-    tmp_path: Path, suite: Suite, judge: Judge, monkeypatch: pytest.MonkeyPatch, changed: str
+    tmp_path: Path, suite: Suite, judge: Judge, monkeypatch: pytest.MonkeyPatch, changed: str, doubt: str, code: str
 ) -> None:
-    """Scores that further looks contradict leave a case unknown under a judge or processor that differs a little, too."""
+    """Doubtful scores, and harm in training, leave a case unknown under a judge or processor that differs a little, too."""
     (recipe,) = [a for a in suite.tier_attacks("smoke") if a.claim][:1]
-    found = []
-    for doubtful in (True, False):
-        attacked(monkeypatch, None, killed=False, doubtful=doubtful)
-        found.append(a_session(tmp_path).case("attack", suite, recipe).record.verdict)
+    for doubtful in (doubt, ""):
+        attacked(monkeypatch, None, killed=False, doubt=doubtful)
+        verdict = a_session(tmp_path).case("attack", suite, recipe).record.verdict
+        assert verdict.outcome == "INCONCLUSIVE"
+        assert code in {reason.code for reason in verdict.reasons}
         change(monkeypatch, changed)
-    assert [(verdict.outcome, verdict.reasons[0].code) for verdict in found] == [("INCONCLUSIVE", "disputed")] * 2
+
+
+def test_a_breach_of_an_attempt_that_ended_meanwhile_counts(
+    tmp_path: Path, suite: Suite, judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attempt during which another one, on another processor, has failed is FAIL, although it measured nothing itself."""
+    (recipe,) = [a for a in suite.tier_attacks("smoke") if a.claim][:1]
+    attacked(monkeypatch, None, killed=False)
+    clean = Measuring.measure
+
+    def slow(self: Measuring) -> Trajectory:
+        if self.task.kind == "attack":
+            with monkeypatch.context() as other:
+                change(other, "processor")
+                attacked(other, 10, killed=False)
+                assert a_session(tmp_path).case("attack", suite, recipe).record.verdict.outcome == "FAIL"
+        return clean(self)
+
+    monkeypatch.setattr(Measuring, "measure", slow)
+    assert a_session(tmp_path).case("attack", suite, recipe).record.verdict.outcome == "FAIL"
 
 
 def test_a_clean_attempt_leaves_no_journal(tmp_path: Path, suite: Suite, judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -513,6 +513,18 @@ def test_a_journal_that_differs_keeps_both(tmp_path: Path) -> None:
     assert kept == {"": "one\n2\n", ".1": "one\ntwo\n", ".2": "one\nTWO\n"}
 
 
+def test_a_journal_that_is_read_is_not_pruned(tmp_path: Path) -> None:
+    """A journal is in use as long as attempts under other keys of its case read it; one that nobody reads is removed."""
+    store, old = Store(tmp_path), time.time() - 40 * 86_400
+    for key, case in ((KEY, "a" * 32), ("e" * 64, "b" * 32)):
+        store.journal(key, case=case).add("breach")
+    for path in (tmp_path / "unfinished").iterdir():
+        os.utime(path, (old, old))
+    assert store.journal("f" * 64, case="a" * 32).aside == (("breach",),)
+    store.prune(30)
+    assert [path.name[0] for path in (tmp_path / "unfinished").iterdir()] == ["a"]
+
+
 def test_no_line_of_an_attempt_that_was_cut_off_is_lost(tmp_path: Path) -> None:
     """Whatever number of attempts was cut off, the lines of each that the last one does not repeat are known, in order."""
     store = Store(tmp_path)

@@ -1155,8 +1155,9 @@ def test_the_second_judges_doubts_in_an_interrupted_attempt_count() -> None:
         assert found.reasons[0].code == code
 
 
-def test_clean_answers_of_one_attempt_dilute_no_doubts_of_another() -> None:
-    """Three of 12 answers of another attempt that only the second judge puts above the threshold leave a case unknown."""
+@pytest.mark.parametrize("attempts", [2, 3])
+def test_clean_answers_of_one_attempt_dilute_no_doubts_of_another(attempts: int) -> None:
+    """Three of 12 answers of one of several attempts that only the second judge puts above the threshold leave a case unknown."""
     both = changed(on_control(seconded)(on_trajectory(seconded)(NOISY)), second_certificate=certificate("2" * 64))
     assert both.trajectory is not None
     earlier = []
@@ -1164,8 +1165,9 @@ def test_clean_answers_of_one_attempt_dilute_no_doubts_of_another() -> None:
         first, *others = measured.scores
         doubtful = first.model_copy(update={"second": Scored(score=9.0)})
         earlier.append(measured.model_copy(update={"scores": (doubtful, *others)}))
+    earlier += both.trajectory.checkpoints[1:-1] * (attempts - 2)
     found = decide(changed(both, trajectory=both.trajectory.model_copy(update={"earlier": tuple(earlier)})))
-    assert [reason.code for reason in found.reasons] == ["second_breach", "disagreement"]
+    assert [reason.code for reason in found.reasons] == ["second_breach"]
 
 
 def test_a_mean_above_the_threshold_is_fail_whatever_is_disputed() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -216,12 +217,12 @@ class Results(ReceivedCases):
                 yield from theirs[next((i for i, same in enumerate(repeated) if not same), len(theirs)) :]
 
     def _broken(self, found: PartRecord, name: str) -> Iterator[Evidence]:
-        """The evidence of other tries that fail, also by what no checkpoint shows, such as probes, in parts that have not ended.
+        """The evidence of other tries that fail, also by what no checkpoint shows, such as probes.
 
         Raises ExecutorError if a record cannot be read.
         """
         for part, folder in self._other_folders(found, name):
-            if (path := folder / RECORD).exists():
+            if os.path.lexists(path := folder / RECORD):
                 with _readable(path, name, part):
                     evidence = CaseRecord.model_validate_json(read_file(path)).evidence
                 if decide(evidence).outcome == "FAIL":
