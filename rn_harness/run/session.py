@@ -262,28 +262,30 @@ class CaseMaker(Executor):
     def _trajectory(self, draft: _Draft, work: _Work, member: FleetMember | None = None) -> tuple[Trajectory, Measurement, bool]:
         """One trajectory of a case, when it was measured, and true if it comes from the store."""
         draft.keys.append(work.key)
-        if failed := ranks().first(lambda: self._failed(draft, work)):
-            return failed
-        with self.context.entry("case", work.key) as entry:
-            stored = entry is not None
-            trajectory, measured = _read(entry) if entry else self._measure(draft, work, member)
-        if failed := ranks().first(lambda: self._failed(draft, work)):  # meanwhile
-            return failed
-        if work.task.kind not in UNDEFENDED:
-            trajectory = ranks().first(lambda: with_others(trajectory, self._journal(work)))
-        write_text(draft.folder / work.file, trajectory.lines)
-        return trajectory, measured, stored
+        found = self._failed(draft, work)
+        if found is None:
+            with self.context.entry("case", work.key) as entry:
+                trajectory, measured = _read(entry) if entry else self._measure(draft, work, member)
+            if work.task.kind not in UNDEFENDED:  # what others have measured, perhaps meanwhile
+                trajectory = ranks().first(lambda: with_others(trajectory, self._journal(work)))
+            found = self._failed(draft, work) or (trajectory, measured, entry is not None)
+        if found[2]:
+            write_text(draft.folder / work.file, found[0].lines)
+        return found
 
     def _failed(self, draft: _Draft, work: _Work) -> tuple[Trajectory, Measurement, bool] | None:
         """The stored trajectory of another attempt, under another key, that failed: no case is measured until it passes."""
-        for key in self._journal(work).other_keys:
-            if entry := self.context.store.get("case", key):
-                trajectory, measured = _read(entry)
-                if decide(work.place(trajectory)).outcome == "FAIL":
-                    draft.keys.append(key)
-                    write_text(draft.folder / work.file, trajectory.lines)
-                    return trajectory, measured, True
-        return None
+
+        def first() -> tuple[str, Trajectory, Measurement] | None:
+            entries = ((key, self.context.store.get("case", key)) for key in self._journal(work).other_keys)
+            tries = ((key, *_read(entry)) for key, entry in entries if entry)
+            return next((of for of in tries if decide(work.place(of[1])).outcome == "FAIL"), None)
+
+        found = ranks().first(first)
+        if found is None:
+            return None
+        draft.keys.append(found[0])
+        return (*found[1:], True)
 
     def _journal(self, work: _Work) -> Journal:
         """The journal of a trajectory's attempts, which reads those of attempts under other keys."""
