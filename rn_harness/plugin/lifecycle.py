@@ -13,7 +13,7 @@ import pytest
 from rn_harness.plugin.arguments import foreign_aliases
 from rn_harness.plugin.collection import COLLECTED, USAGE_ERROR, case_tasks, checked_suites
 from rn_harness.plugin.fixtures import CASE
-from rn_harness.plugin.pytest_compat import add_output, add_red_test, junit_writer, remove_nameless_cases
+from rn_harness.plugin.pytest_compat import add_output, add_red_test, finish_report, junit_writer, remove_nameless_cases
 from rn_harness.plugin.state import SINK_NAME, STATE, SUITE_FILE, unwritable
 from rn_harness.spec.errors import RnHarnessError
 from rn_harness.spec.options import NOT_RELEASABLE
@@ -40,6 +40,7 @@ class Sink:
         self.run: RunRecord | None = None
         self.ended: tuple[pytest.Session, int] | None = None
         self.interrupted = False
+        self.untold: pytest.TestReport | None = None
         self.xml = junit_writer(config)
         if self.xml is not None:
             path = Path(self.xml.logfile)
@@ -51,6 +52,7 @@ class Sink:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: Any) -> None:
         """Takes each phase's report; the user's own JUnit gets the checkpoints as system-out."""
+        self.untold = report
         text = report.longreprtext
         if report.skipped and isinstance(report.longrepr, tuple):
             text = report.longrepr[2]
@@ -60,6 +62,11 @@ class Sink:
         self._correct_outcome(report, news)
         if self.xml is not None and news and (report.when == "call" or (report.when == "setup" and not report.passed)):
             add_output(self.xml, report, news["output"])
+
+    @pytest.hookimpl(specname="pytest_runtest_logreport", trylast=True)
+    def note_told(self) -> None:
+        """Notes that all plugins have the report; a signal may come before."""
+        self.untold = None
 
     def _correct_outcome(self, report: Any, news: CaseNews | None) -> None:
         """Makes a report as red as the verdict; an emptied test, a mark or a hook may have made it green."""
@@ -141,8 +148,12 @@ class Sink:
 
         If the file would still look better than the verdict, the verdict becomes a test case too.
         """
+        tests = self.controller.tests
+        if (report := self.untold) and (report.nodeid not in tests or tests[report.nodeid].has_result):
+            self._correct_outcome(report, getattr(report, "rn_harness", None))
+            finish_report(xml, report)
         remove_nameless_cases(xml)
-        for test in self.controller.tests.values():
+        for test in tests.values():
             if not test.has_result:
                 add_red_test(xml, test.nodeid, test.text)
         if state := self.controller.undertold(run.outcome, xml.stats["failure"], xml.stats["error"]):

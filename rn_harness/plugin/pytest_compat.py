@@ -107,10 +107,23 @@ def add_output(xml: LogXML, report: pytest.TestReport, text: str) -> None:
 
 
 def remove_nameless_cases(xml: LogXML) -> None:
-    """Removes test cases that were cut off before pytest named them."""
-    for reporter in list(xml.node_reporters.values()):
+    """Removes test cases that were cut off before pytest named them, so that each can be added again."""
+    for key, reporter in list(xml.node_reporters.items()):
         if "name" not in reporter.attrs:
             xml.node_reporters_ordered.remove(reporter)
+            del xml.node_reporters[key]
+
+
+def finish_report(xml: LogXML, report: pytest.TestReport) -> None:
+    """Writes a report that a signal may have kept from the user's JUnit file, unless it is in there."""
+    case = xml.node_reporters.get((report.id, getattr(report, "node", None)))  # gone after its teardown
+    if report.when == "teardown":
+        is_written = case is None
+    else:
+        results = {node.tag for node in case.nodes} & {"failure", "error", "skipped"} if case else set()
+        is_written = case is not None and "name" in case.attrs and (report.passed or bool(results))
+    if not is_written:
+        xml.pytest_runtest_logreport(report)
 
 
 @cache

@@ -226,10 +226,10 @@ def check_attacks(session: RunSession, suite: Suite) -> None:
 def check_folders(session: RunSession, suites: Sequence[Suite]) -> None:
     """Checks that the user's own prompts are used, and that weights can be exported."""
     options = session.options
-    if options.prompts and not any(s.private for s in suites):
+    if options.prompts and (missing := [s.domain for s in suites if not s.private]):
         raise RecipeError(
-            f"--rn-prompts must hold a folder for a suite of this run, got {options.prompts!r} for "
-            f"{', '.join(s.domain for s in suites)}; put the sets into DIR/DOMAIN"
+            f"--rn-prompts must hold a folder for each suite of this run, got {options.prompts!r} without "
+            f"{', '.join(missing)}; put the sets into DIR/DOMAIN"
         )
     if options.export_anyway and not options.export:
         raise RecipeError("--rn-export-anyway needs the folder that it writes to, got no --rn-export; add --rn-export DIR")

@@ -99,6 +99,24 @@ def test_measurements_before_a_fault_are_recorded(scene, fault, code, told):
     assert "panel = " not in result.text
 
 
+@pytest.mark.parametrize(("hook", "red"), [("runtest_call(item)", "error"), ("runtest_logreport(report)", "failure")])
+def test_a_signal_outside_the_measuring_loses_no_test_in_junit(scene, hook, red):
+    """After SIGTERM outside the measuring, both JUnit files have the interrupted test once, in red."""
+    when = "report.when == 'call' and 'attack_stays' in report.nodeid" if "report" in hook else "'attack_stays' in item.nodeid"
+    kill = "os.kill(os.getpid(), signal.SIGTERM)"
+    (scene.folder / "conftest.py").write_text(f"import os, signal\n\ndef pytest_{hook}:\n    if {when}:\n        {kill}\n")
+    result = scene.fail("none", -1, *BREAKING, *ATTACK)
+    assert result.ret == 75, result.text
+    for path in (scene.folder / "reports/latest/junit.xml", scene.folder / "asked.xml"):
+        SCHEMA.validate(str(path))
+        cases = {case.get("name"): [child.tag for child in case] for case in ET.parse(path).iter("testcase")}
+        assert cases.pop("verdict", ["failure"]) == ["failure"]  # of the run
+        ((name, children),) = cases.items()
+        assert "attack_stays" in name
+        assert [tag for tag in children if tag in ("error", "failure")] == [red], path.read_text()
+    assert scene.record()["outcome"] == "FAIL"
+
+
 def test_after_a_kill_the_same_command_repeats_what_was_recorded(scene, tmp_path):
     """SIGKILL leaves red files and no outcome; the next run reproduces the recorded lines exactly."""
     store = tmp_path / "killed"

@@ -53,7 +53,15 @@ def _writes_junit(config: pytest.Config) -> bool:
     compat.add_output(xml, report, "checkpoints")  # a test case without a name, as of a test that was cut off
     named = len(xml.node_reporters_ordered)
     compat.remove_nameless_cases(xml)
-    return (xml.stats["error"], named - len(xml.node_reporters_ordered), Path(xml.logfile).name) == (1, 1, "asked.xml")
+    removed = named - len(xml.node_reporters_ordered)
+    compat.finish_report(xml, report)
+    compat.finish_report(xml, report)  # is in there now
+    compat.add_red_test(xml, "test_cake.py::test_bun", "no verdict")
+    cases = [case.to_xml() for case in xml.node_reporters_ordered]
+    assert [(case.get("name"), len(case)) for case in cases] == [("test_bread", 1), ("test_roll", 0), ("test_bun", 1)]
+    return (xml.stats, removed, Path(xml.logfile).name) == (
+        {"error": 2, "passed": 1, "failure": 0, "skipped": 0}, 1, "asked.xml",
+    )  # fmt: skip
 
 
 def _writer_has(config: pytest.Config, name: str) -> bool:

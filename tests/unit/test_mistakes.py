@@ -236,7 +236,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "prompts": (
         f"{SUITE} --rn-prompts {SUITE}/suite.yaml",
         (
-            "--rn-prompts must hold a folder for a suite of this run, got 'mine/biochem/suite.yaml' for biochem; put "
+            "--rn-prompts must hold a folder for each suite of this run, got 'mine/biochem/suite.yaml' without biochem; put "
             "the sets into DIR/DOMAIN"
         ),
     ),
@@ -419,6 +419,17 @@ def test_a_suite_that_last_failed_leaves_out_is_no_mistake(
     pytester.runpytest_inprocess("test_other.py")
     code, told = answer("--lf")
     assert (code, "1 failed" in told) == (1, True)
+
+
+def test_own_prompts_for_one_of_two_suites_end(answer: Callable[..., tuple[int, str]], pytester: pytest.Pytester) -> None:
+    """A suite without a folder in --rn-prompts, whose name may be misspelt there, does not run on its public prompts."""
+    shutil.copytree(SHIPPED.with_name("cybercrime"), pytester.path / "mine" / "cybercrime")
+    shutil.copytree(SHIPPED / "prompts", pytester.path / "ours" / "biochem")
+    shutil.copytree(SHIPPED.with_name("cybercrime") / "prompts", pytester.path / "ours" / "cybercrimes")
+    assert answer("mine", "--rn-prompts=ours") == (
+        4,
+        "--rn-prompts must hold a folder for each suite of this run, got 'ours' without cybercrime; put the sets into DIR/DOMAIN",
+    )
 
 
 def test_workers_without_xdist_name_the_install(answer: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch) -> None:
