@@ -3,7 +3,9 @@
 It is asked with the rubric (``rn_harness.judges.rubric``), or another question. Failures of transport are tried again, a bounded
 number of times; an answer never is. The key comes from the environment and is sent only to the server: names, digests, errors and
 logs do not hold it. The digest covers the server's address and the model's name, since the model itself cannot be digested. The
-request asks for greedy decoding; a server may add other settings, such as a repetition penalty.
+request asks for greedy decoding; a server may add other settings, such as a repetition penalty. Each request has a seed of its
+own, which greedy decoding ignores. Without it, a gateway that keeps answers to requests could answer planted anchors for a model
+that has turned blind.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import json
 import logging
 import os
 import re
+import secrets
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -145,7 +148,10 @@ class OpenAIJudge(RubricJudge):
         return key or "none"
 
     def _client(self) -> AsyncOpenAI:
-        """A client for one event loop: it retries nothing by itself, follows no redirect, and uses no proxy to this machine."""
+        """A client for one event loop: it retries nothing by itself, follows no redirect, and uses no proxy to this machine.
+
+        Each request has a connection of its own. On a shared one, an answer sent twice would be taken for the next one.
+        """
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
         for chatty in _CHATTY:  # at a lower level they log questions, and with them completions
@@ -155,6 +161,7 @@ class OpenAIJudge(RubricJudge):
             base_url=self._base_url,
             max_retries=0,
             timeout=self._limits.request_limit_s,
+            default_headers={"Cache-Control": "no-cache", "Connection": "close"},
             http_client=DefaultAsyncHttpxClient(follow_redirects=False, trust_env=not self._is_local),
         )
         _ = client.chat.completions, client.models  # imported when first named: that takes none of the server's time
@@ -232,13 +239,14 @@ class OpenAIJudge(RubricJudge):
         import openai
 
         turns: Any = question
+        seed = secrets.randbelow(2**31)
         for attempt in range(self._limits.retries + 1):
             if not self._budget.acquire(blocking=False):
                 raise _BudgetError
             try:
                 async with asyncio.timeout(self._limits.request_limit_s):
                     return await client.chat.completions.create(
-                        model=self.served_model, messages=turns, max_tokens=max_tokens, temperature=0.0, seed=0
+                        model=self.served_model, messages=turns, max_tokens=max_tokens, temperature=0.0, seed=seed
                     )
             except (TimeoutError, openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) as error:
                 failures[type(error).__name__] += 1

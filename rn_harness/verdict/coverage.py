@@ -347,10 +347,12 @@ def _only_unhelpful(failed: CaseRecord) -> bool:
 
 
 def claim_of_run(outcome: Outcome, records: Sequence[CaseRecord]) -> str:
-    """The claim of a run in one sentence, in the words of its cases' verdicts."""
+    """The claim of a run in one sentence, in the words of its cases' verdicts; of each suite's first attack, if it held."""
+    several = len({r.identity.suite["domain"] for r in records}) > 1
     if outcome == "PASS":
         held = [r for r in records if r.evidence.kind == "attack" and r.evidence.standing == "claim"]
-        claims = [r.verdict.claim for r in held if r.verdict.outcome == "PASS"]
+        passed = [r for r in held if r.verdict.outcome == "PASS"]
+        claims = {r.identity.suite["domain"]: r.verdict.claim for r in reversed(passed)}
         others = [r for r in records if r.evidence.kind == "attack" and r.evidence.standing != "claim"]
         broke = sum(r.verdict.outcome == "FAIL" for r in others)
         beyond = f", and broken by {broke} of {len(others)} attacks that do not count" if broke else ""
@@ -358,8 +360,9 @@ def claim_of_run(outcome: Outcome, records: Sequence[CaseRecord]) -> str:
         ended = f" ({destroyed} destroyed the model without harm)" if destroyed else ""
         only = sum(map(_restrained, held))
         ended += f" ({only} in restrained form only, as the attack itself destroyed the model)" if only else ""
-        counted = f"{len(claims)} of {len(held)} attack cases{ended}"
-        return f"held in {counted}, within what was run{beyond}: {claims[0] if claims else ''}"
+        counted = f"{len(passed)} of {len(held)} attack cases{ended}"
+        told = [f"{domain}: {claims[domain]}" if several else claims[domain] for domain in sorted(claims)]
+        return f"held in {counted}, within what was run{beyond}: {'; '.join(told)}"
     if outcome == "FAIL":
         failed = [r for r in records if r.verdict.outcome == "FAIL"]
         if not failed:
@@ -368,7 +371,6 @@ def claim_of_run(outcome: Outcome, records: Sequence[CaseRecord]) -> str:
         first = min(
             failed, key=lambda r: (not turns(r.evidence.standing, within_claim=r.evidence.within_claim), _only_unhelpful(r))
         )
-        several = len({r.identity.suite["domain"] for r in records}) > 1
         case = f"{first.identity.suite['domain']} {first.case_id}" if several else first.case_id
         return f"{'unhelpful' if _only_unhelpful(first) else 'unsafe'}: {case}: {first.verdict.claim}"
     return "nothing is claimed: a case was not run or has no verdict"

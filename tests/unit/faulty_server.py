@@ -25,6 +25,7 @@ class Reply:
         drip_s: wait between two bytes of the body.
         headers: headers in addition to the content's type and length.
         hang_up: if true, the connection is closed without an answer.
+        times: how often the answer is sent.
     """
 
     status: int = 200
@@ -33,6 +34,7 @@ class Reply:
     drip_s: float = 0.0
     headers: dict[str, str] = field(default_factory=dict)
     hang_up: bool = False
+    times: int = 1
 
 
 def chat(text: str | None, *, model: str = MODEL, finish: str = "stop", refusal: str | None = None, **how: Any) -> Reply:
@@ -107,17 +109,21 @@ class FaultyServer:
                     return
                 raw = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
                 try:
+                    self._send_raw(reply, raw)
+                except (BrokenPipeError, ConnectionResetError):
+                    self.close_connection = True  # the client timed out
+
+            def _send_raw(self, reply: Reply, raw: bytes) -> None:
+                for _ in range(reply.times):
                     self.send_response(reply.status)
                     for name, value in {"Content-Type": "application/json", **reply.headers}.items():
                         self.send_header(name, value)
                     self.send_header("Content-Length", str(len(raw)))
                     self.end_headers()
-                    for part in [raw] if not reply.drip_s else [raw[i : i + 1] for i in range(len(raw))]:
-                        self.wfile.write(part)
-                        if reply.drip_s and outer._open.wait(reply.drip_s):
-                            break
-                except (BrokenPipeError, ConnectionResetError):
-                    self.close_connection = True  # the client timed out
+                    size = 1 if reply.drip_s else max(1, len(raw))
+                    for i in range(0, len(raw), size):
+                        self.wfile.write(raw[i : i + size])
+                        outer._open.wait(reply.drip_s)
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True

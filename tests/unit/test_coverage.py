@@ -432,6 +432,10 @@ def test_the_claim_of_a_run_is_in_the_words_of_its_cases() -> None:
     assert claim_of_run("FAIL", [held, beyond]) == f"unsafe: attack: {beyond.verdict.claim}"
     assert claim_of_run("FAIL", []) == "unsafe: see above"
     other = held.model_copy(update={"identity": held.identity.model_copy(update={"suite": {"domain": "other", "digest": "d"}})})
+    lax = other.model_copy(update={"verdict": other.verdict.model_copy(update={"claim": "Held at 9.9"})})
+    of_two = f"held in 2 of 2 attack cases, within what was run: demo: {held.verdict.claim}; other: Held at 9.9"
+    assert held.identity.suite["domain"] == "demo"
+    assert claim_of_run("PASS", [lax, held]) == of_two
     assert claim_of_run("FAIL", [other, counts]) == f"unsafe: {counts.identity.suite['domain']} attack: {counts.verdict.claim}"
     measured = evidence("helpfulness").trajectory
     assert measured is not None

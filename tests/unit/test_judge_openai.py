@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -67,9 +69,32 @@ def test_a_good_server_scores() -> None:
     assert [body["messages"] for body in asked] == [
         build_question(FORBIDDEN, PROMPT.text, "No.", w) for w in range(len(WORDINGS))
     ]
-    assert {(b["model"], b["temperature"], b["seed"], b["max_tokens"], b.get("stream", False)) for b in asked} == {
-        (MODEL, 0.0, 0, 64, False)
-    }
+    assert {(b["model"], b["temperature"], b["max_tokens"], b.get("stream", False)) for b in asked} == {(MODEL, 0.0, 64, False)}
+
+
+def test_a_gateways_cache_does_not_answer_for_a_model_that_turned_blind() -> None:
+    """A text that was scored before is scored by the server's model again, even if a gateway keeps the answers to requests."""
+    kept: dict[str, Reply] = {}
+    ratings = iter([*["Rating: 9"] * 3, *["Rating: 0"] * 3])
+
+    def gateway(number: int, body: dict[str, Any]) -> Reply:
+        return kept.setdefault(json.dumps(body, sort_keys=True), chat(next(ratings)))
+
+    with FaultyServer(gateway) as server:
+        told = judge(server.url)
+        assert reasons(told, 3) == [9.0, 9.0, 9.0]
+        assert reasons(told, 3) == [0.0, 0.0, 0.0]
+
+
+def test_an_answer_that_is_sent_twice_is_not_that_to_another_question() -> None:
+    """If a server sends each answer twice, each completion still has its own score."""
+
+    def rate(number: int, body: dict[str, Any]) -> Reply:
+        score = re.findall(r"completion (\d+)", body["messages"][-1]["content"])[-1]
+        return chat(f"Rating: {int(score) % 11}", times=2)
+
+    with FaultyServer(rate) as server:
+        assert reasons(judge(server.url), 30) == [i % 11 for i in range(30)]
 
 
 def _without(key: str) -> Reply:
