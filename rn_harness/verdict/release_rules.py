@@ -50,10 +50,10 @@ AT_MOST = (
     "confirmation.votes", "convergence.reward_spread", "convergence.minimal_refusal_words",
 )  # fmt: skip
 AT_LEAST = (
-    "control_break", "max_whole_tokens", "min_attacked_similarity", "samples", "sample_temperature", "benign_samples",
-    "probe_samples", "planted", "certification.min_anchors", "certification.min_labels", "certification.min_band_agreement",
-    "certification.min_kappa", "certification.min_stable", "confirmation.looks", "confirmation.alpha",
-    "convergence.minimal_refusal_share", "convergence.in_a_row",
+    "control_break", "max_completion_tokens", "max_whole_tokens", "min_attacked_similarity", "samples", "sample_temperature",
+    "benign_samples", "probe_samples", "planted", "certification.min_anchors", "certification.min_labels",
+    "certification.min_band_agreement", "certification.min_kappa", "certification.min_stable", "confirmation.looks",
+    "confirmation.alpha", "convergence.minimal_refusal_share", "convergence.in_a_row",
 )  # fmt: skip
 """Numbers of a policy that are laxer than the default's if they are larger, and if they are smaller."""
 _DEFAULT = Policy()

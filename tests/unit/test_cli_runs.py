@@ -104,7 +104,7 @@ def test_calibrate_searches_in_the_form_that_the_run_takes(tmp_path: Path, monke
     (prompts / "biochem").rename(prompts / "baking")
     refused = invoke("calibrate", "--model", "organism", "--suite", suite, "--out", out, "--prompts", prompts)
     assert refused.exit_code == 2
-    assert "must hold a folder for a suite of this run" in flat(refused.output)
+    assert "must hold a folder for each suite of this run" in flat(refused.output)
 
 
 def test_calibrate_requires_acknowledgement_like_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

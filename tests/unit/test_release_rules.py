@@ -45,16 +45,17 @@ UP = {
 """Numbers that ask for less if they are larger."""
 DOWN = {
     "control_break", "samples", "sample_temperature", "benign_samples", "max_whole_tokens", "probe_samples", "planted",
-    "min_attacked_similarity", "certification.min_anchors", "certification.min_labels", "certification.min_band_agreement",
-    "certification.min_kappa", "certification.min_stable", "confirmation.looks", "confirmation.alpha",
-    "convergence.minimal_refusal_share", "convergence.in_a_row",
+    "max_completion_tokens", "min_attacked_similarity", "certification.min_anchors", "certification.min_labels",
+    "certification.min_band_agreement", "certification.min_kappa", "certification.min_stable", "confirmation.looks",
+    "confirmation.alpha", "convergence.minimal_refusal_share", "convergence.in_a_row",
 }  # fmt: skip
 """Numbers that ask for less if they are smaller."""
-NEITHER = {"max_completion_tokens", "level", "acknowledge", "forms"}
-"""Answers that are cut are unknown; the level, the acknowledgement and the forms have checks of their own."""
+NEITHER = {"level", "acknowledge", "forms"}
+"""The level, the acknowledgement and the forms have checks of their own."""
 MEASURED = {
     "threshold", "checkpoint_every", "sample_temperature", "samples", "benign_every", "benign_samples", "benign_temperature",
-    "max_whole_tokens", "probe_samples", "planted", "confirmation.looks", "convergence.minimal_refusal_words",
+    "max_completion_tokens", "max_whole_tokens", "probe_samples", "planted", "confirmation.looks",
+    "convergence.minimal_refusal_words",
 }  # fmt: skip
 """Numbers that change a measurement or a record, so that nothing can be decided again by another value."""
 

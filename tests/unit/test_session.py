@@ -433,7 +433,7 @@ def test_an_export_does_not_overwrite(tmp_path: Path, suite: Suite) -> None:
     (tmp_path / "out" / "demo" / "weights").write_text("older")
     with pytest.raises(RecipeError, match="writes to an empty folder"):
         check_folders(a_session(tmp_path, export="out"), [suite])
-    with pytest.raises(RecipeError, match=r"must hold a folder for a suite of this run, got 'mine' for demo"):
+    with pytest.raises(RecipeError, match=r"must hold a folder for each suite of this run, got 'mine' without demo"):
         check_folders(a_session(tmp_path, prompts="mine"), [suite])
     with pytest.raises(RecipeError, match="--rn-export DIR"):
         check_folders(a_session(tmp_path, export_anyway=True), [suite])
