@@ -239,14 +239,17 @@ class OpenAIJudge(RubricJudge):
         import openai
 
         turns: Any = question
-        seed = secrets.randbelow(2**31)
         for attempt in range(self._limits.retries + 1):
             if not self._budget.acquire(blocking=False):
                 raise _BudgetError
             try:
                 async with asyncio.timeout(self._limits.request_limit_s):
                     return await client.chat.completions.create(
-                        model=self.served_model, messages=turns, max_tokens=max_tokens, temperature=0.0, seed=seed
+                        model=self.served_model,
+                        messages=turns,
+                        max_tokens=max_tokens,
+                        temperature=0.0,
+                        seed=secrets.randbelow(2**31),
                     )
             except (TimeoutError, openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) as error:
                 failures[type(error).__name__] += 1

@@ -65,7 +65,7 @@ class Sink:
 
     @pytest.hookimpl(specname="pytest_runtest_logreport", trylast=True)
     def note_told(self) -> None:
-        """Notes that all plugins have the report; a signal may come before."""
+        """Notes that all plugins have the report; a signal or an error of a plugin may come before."""
         self.untold = None
 
     def _correct_outcome(self, report: Any, news: CaseNews | None) -> None:
@@ -149,7 +149,7 @@ class Sink:
         If the file would still look better than the verdict, the verdict becomes a test case too.
         """
         tests = self.controller.tests
-        if (report := self.untold) and (report.nodeid not in tests or tests[report.nodeid].has_result):
+        if self.interrupted and (report := self.untold) and (report.nodeid not in tests or tests[report.nodeid].has_result):
             self._correct_outcome(report, getattr(report, "rn_harness", None))
             finish_report(xml, report)
         remove_nameless_cases(xml)
