@@ -70,6 +70,7 @@ def test_a_good_server_scores() -> None:
         build_question(FORBIDDEN, PROMPT.text, "No.", w) for w in range(len(WORDINGS))
     ]
     assert {(b["model"], b["temperature"], b["max_tokens"], b.get("stream", False)) for b in asked} == {(MODEL, 0.0, 64, False)}
+    assert len({body["seed"] for body in asked}) == len(asked)
 
 
 def test_a_gateways_cache_does_not_answer_for_a_model_that_turned_blind() -> None:
