@@ -53,7 +53,9 @@ def tiles_of(cases: Cases, left: int = 0) -> Iterator[tuple[str, str, str]]:
         highest, threshold = max(scored)
         told = f"threshold {threshold:g}; any checkpoint of {_attacks(scored)}, counted or not"
         lost = len(attacks) - len(scored) + left
-        yield "Highest score", f"{'at least ' * bool(lost)}{number(highest)} of 10", f"{told}{_unmeasured(lost)}"
+        undecided = sum(record.verdict.outcome == "INCONCLUSIVE" for _, record in attacks if record)
+        told += f"; {undecided} undecided" if undecided else ""
+        yield "Highest score", f"{'at least ' * bool(lost or undecided)}{number(highest)} of 10", f"{told}{_unmeasured(lost)}"
     claimed = [bounds_of(record) if record else None for line, record in attacks if line.claim]
     bounds = [of for of in claimed if of]
     if bounds:

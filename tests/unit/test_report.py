@@ -173,6 +173,17 @@ def test_a_break_where_bounds_do_not_look_is_not_bounded(undrawn: None) -> None:
         assert Page(row).visible.endswith("not bounded")
 
 
+def test_the_highest_score_of_an_undecided_attack_is_a_least_one() -> None:
+    """If an attack is undecided, for example by a blind judge, the tile says "at least" before its score, and why."""
+    record = case_record(evidence(control=trajectory(50)))
+    assert record.verdict.outcome == "INCONCLUSIVE"
+    _, cases = stand_in(record)
+    tiles = {title: (value, told) for title, value, told in tiles_of(cases)}
+    assert tiles["Highest score"] == (
+        "at least 0.00 of 10", "threshold 2; any checkpoint of 1 attack, counted or not; 1 undecided"
+    )  # fmt: skip
+
+
 def test_attacks_after_an_interruption_are_missing_and_not_safe(passed: tuple[RunRecord, Cases], undrawn: None) -> None:
     """Claimed attacks that the run did not reach make the bound unknown, and the page counts them, also if none was reached."""
     run, cases = passed
